@@ -1,0 +1,297 @@
+"""The only reader of `hparams.toml`: one struct per owning module, each key a field with its unit and its reason.
+
+An unknown key or a wrong type stops the program at start with the path of the key. A module receives its own section
+only. Tuning never becomes a command-line flag.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from crusades.errors import ConfigError
+
+Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+Positive = Annotated[float, Meta(gt=0.0)]
+Count = Annotated[int, Meta(ge=1)]
+Whole = Annotated[int, Meta(ge=0)]
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all sections."""
+
+
+class Competition(Section, kw_only=True):
+    """Identifies the rules in force (design.md §4). Owned by `rules` and `scoring`."""
+
+    version: str = "1"
+    """Bumped by whoever changes anything a miner can feel; shown with a hash of this file."""
+    profile: str = "tiny"
+    """The profile that this validator judges by."""
+    dev_profile: str = "tiny"
+    """The profile on `--network dev`."""
+
+
+class Scoring(Section, kw_only=True):
+    """Owned by `scoring`."""
+
+    margin: Share = 0.005
+    """A challenger leads only when its score exceeds the leader's by this share; 0 = any improvement."""
+    winner_share: Share = 1.0
+    """Share of the unburned weights that goes to the leader; the rest is split over the runners-up by rank."""
+    runners_up: Whole = 0
+    """How many ranks after the leader share what `winner_share` leaves."""
+    burn: Share = 0.0
+    """Share that goes to the subnet owner's uid. It costs the whole subnet emission (docs/operating.md)."""
+
+
+class Chain(Section, kw_only=True):
+    """Owned by `chain`. Times in seconds, spans in blocks."""
+
+    endpoints: tuple[str, ...] = ()
+    """Fallback websocket endpoints, tried in order after the network's own."""
+    call_deadline: Positive = 30.0
+    """Every call to the node ends within this many seconds, answered or not."""
+    redial_first: Positive = 0.5
+    redial_max: Positive = 30.0
+    """Back-off between redials: doubled from the first to the max."""
+    poll_interval: Positive = 3.0
+    """How often the head is looked at when no subscription delivers it."""
+    reveal_blocks: Count = 20
+    """`crusades submit` seals for the drand round expected this many blocks ahead."""
+    block_time: Positive = 12.0
+    """Seconds a block is expected to take."""
+    min_commit_interval: Whole = 0
+    """Blocks that must lie between two counted commitments of one hotkey; 0 = no limit."""
+    weights_interval: Count = 100
+    """Set weights at most this often; the chain's own rate limit applies on top."""
+    weights_deadline: Positive = 120.0
+    """Seconds one attempt to set weights may take in all."""
+    version_key: Whole = 0
+    fee_rao: Whole = 0
+    """Fee per submission in rao (1e-9 TAO); 0 = no fee."""
+    fee_address: str = ""
+    """SS58 address that receives the fee."""
+
+
+class Fetch(Section, kw_only=True):
+    """Owned by `fetch`."""
+
+    max_bytes: Count = 500_000
+    """Counted while streaming, after decompression."""
+    connect_timeout: Positive = 10.0
+    total_timeout: Positive = 30.0
+    """Seconds for all hops together."""
+    max_redirects: Whole = 3
+    grace_hours: Positive = 6.0
+    """How long an unreachable host is asked again before it is the submission's failure."""
+    allow_loopback: bool = False
+    """Only a development network wants this; it is forced on by `--network dev`."""
+
+
+class Sandbox(Section, kw_only=True):
+    """Owned by `sandbox`. Bytes unless said otherwise."""
+
+    memory_bytes: Count = 16 << 30
+    """Resident memory of the contestant and its children (cgroup where delegated)."""
+    max_processes: Count = 512
+    """Threads and processes together."""
+    tmp_bytes: Count = 4 << 30
+    """Size of /tmp inside: compiler caches live there."""
+    output_bytes: Count = 64 << 10
+    """How much of stdout and stderr is kept: the last of it."""
+    max_open_files: Count = 1024
+    start_deadline: Positive = 60.0
+    """Seconds from spawn to the harness's first frame."""
+
+
+class Deadlines(Section, kw_only=True):
+    """Seconds, wall clock. Owned by `bench.evaluate`."""
+
+    load: Positive = 60.0
+    """Importing train.py."""
+    warmup: Positive = 900.0
+    """Run 0, compilation included."""
+    run: Positive = 120.0
+    """Each scored run."""
+    result: Positive = 60.0
+    """Answering the questions about the result, off the clock."""
+
+
+class Model(Section, kw_only=True):
+    """Where the weights come from: exactly one of `config`, `path` and `hub`."""
+
+    config: str = ""
+    """Name of a configuration that ships with the project, or path of a JSON file: random initialisation."""
+    path: str = ""
+    """Local folder in Hugging Face format."""
+    hub: str = ""
+    """Hub id; `crusades setup` fetches it, nothing else does."""
+    revision: str = ""
+    package: str = ""
+    """Python package that carries a GGUF file (the `smol` profile)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: str = "sdpa"
+    init_seed_secret: bool = True
+    """Random initialisation draws new weights for every exam set, from a secret seed."""
+
+
+class Data(Section, kw_only=True):
+    """Where the tokens come from: `synthetic`, or files, or a hub dataset that `crusades setup` has tokenised."""
+
+    source: Literal["synthetic", "files", "hub"] = "synthetic"
+    paths: tuple[str, ...] = ()
+    """Text (.txt) or token (.npy, .bin uint32) files for `files`."""
+    dataset: str = ""
+    dataset_config: str = ""
+    split: str = "train"
+    text_column: str = "text"
+    tokenizer: str = ""
+    """Hub id or folder; empty = the model's own."""
+    max_tokens: Count = 20_000_000
+    """How much of the dataset the cache keeps."""
+
+
+class AuditSettings(Section, kw_only=True):
+    """Owned by `bench.referee.audit`: how much is sampled, not how it is judged."""
+
+    coordinates: Count = 1_000_000
+    """Secret sample of weights, uniform over the parameters plus a floor per tensor."""
+    min_per_tensor: Count = 64
+    cells: Count = 32
+    """Secret position cells per step."""
+    group_min: Count = 512
+    """A layer, kind or tensor is judged on its own from this many sampled coordinates on."""
+    logit_positions: Count = 64
+    logit_columns: Count = 1024
+    micro_batch: Count = 2
+    """Sequences per backward of the reference pass."""
+
+
+class Profile(Section, kw_only=True):
+    """One workload: model, data, sizes, limits. Owned by `bench.profile`."""
+
+    model: Model
+    data: Data = Data()
+    batch_size: Count
+    sequence_length: Count
+    steps: Count
+    runs: Count = 5
+    """Scored runs; one warm-up run comes before them."""
+    learning_rate: Positive = 1e-4
+    beta1: Share = 0.9
+    beta2: Share = 0.95
+    epsilon: Positive = 1e-8
+    weight_decay: float = 0.1
+    device: Literal["cpu", "cuda"] = "cuda"
+    guaranteed_bytes: Whole = 0
+    """Device memory a submission may count on beside weights and moments; 0 = whatever is left."""
+    attention_flops: bool = False
+    """Add the PaLM attention term to 6·N FLOPs per token."""
+    peak_tflops: float = 0.0
+    """Overrides the device table; 0 = use it."""
+    exam_pool: Count = 12
+    """Exams kept ready in host memory, warm-up included."""
+    deadlines: Deadlines = Deadlines()
+    audit: AuditSettings = AuditSettings()
+    limits: dict[str, float] = {}
+    """Statistic → limit, as `crusades calibrate` wrote them; a statistic without a limit is reported, not judged."""
+    limits_origin: str = ""
+    """How the limits came about: command, device, date."""
+
+
+class Store(Section, kw_only=True):
+    """Owned by `store`."""
+
+    keep_events: Count = 100_000
+    keep_backups: Count = 7
+    backup_hours: Positive = 24.0
+
+
+class Web(Section, kw_only=True):
+    """Owned by `web`."""
+
+    listen: str = "127.0.0.1:8080"
+    max_clients: Count = 1000
+    client_queue: Count = 256
+    """Events a websocket client may fall behind before it is told to take a new snapshot."""
+
+
+class Daemon(Section, kw_only=True):
+    """Owned by `daemon`."""
+
+    shutdown_grace: Positive = 20.0
+    """Seconds a running evaluation gets to end its current run after SIGTERM."""
+    max_attempts: Count = 3
+    """Evaluations of one submission that may end in a fault of ours before it is `faulted`."""
+    retry_delay: Positive = 10.0
+    heartbeat_url: str = ""
+    webhook_url: str = ""
+    disk_low_bytes: Count = 2 << 30
+
+
+class HParams(Section, kw_only=True):
+    """The whole file."""
+
+    competition: Competition = Competition()
+    scoring: Scoring = Scoring()
+    chain: Chain = Chain()
+    fetch: Fetch = Fetch()
+    sandbox: Sandbox = Sandbox()
+    store: Store = Store()
+    web: Web = Web()
+    daemon: Daemon = Daemon()
+    profiles: dict[str, Profile]
+
+    def profile(self, name: str | None = None) -> Profile:
+        """The named profile, or the competition's. Raises ConfigError for an unknown one."""
+        wanted = name or self.competition.profile
+        if wanted not in self.profiles:
+            raise ConfigError(f"no profile {wanted!r} in hparams.toml; it has {', '.join(sorted(self.profiles))}")
+        return self.profiles[wanted]
+
+    def rules_version(self, name: str | None = None) -> str:
+        """`<version>+<8 hex>`: the competition's version and a hash of everything a miner can feel."""
+        felt = (self.competition.version, name or self.competition.profile, self.profile(name), self.fetch.max_bytes, self.sandbox, self.scoring)
+        return f"{self.competition.version}+{hashlib.sha256(msgspec.json.encode(felt)).hexdigest()[:8]}"
+
+
+def default_path() -> Path:
+    """`hparams.toml` of the working directory if there is one, else the one in the checkout beside the package."""
+    here = Path("hparams.toml")
+    return here if here.is_file() else Path(__file__).parent.parent / "hparams.toml"
+
+
+def load(path: Path | None = None) -> HParams:
+    """Read and validate. Raises ConfigError with the path of the offending key."""
+    path = path or default_path()
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        hparams = msgspec.convert(tomllib.loads(raw.decode("utf-8")), HParams, strict=True)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    for name in (hparams.competition.profile, hparams.competition.dev_profile):
+        hparams.profile(name)
+    for name, profile in hparams.profiles.items():
+        _check_profile(path, name, profile)
+    return hparams
+
+
+def _check_profile(path: Path, name: str, profile: Profile) -> None:
+    sources = [key for key in ("config", "path", "hub", "package") if getattr(profile.model, key)]
+    if len(sources) != 1:
+        raise ConfigError(f"{path}: profiles.{name}.model needs exactly one of config, path, hub, package; it has {sources or 'none'}")
+    if profile.data.source == "files" and not profile.data.paths:
+        raise ConfigError(f"{path}: profiles.{name}.data.paths is empty though source is \"files\"")
+    if profile.audit.micro_batch > profile.batch_size:
+        raise ConfigError(f"{path}: profiles.{name}.audit.micro_batch is larger than batch_size")
