@@ -83,7 +83,8 @@ def test_no_slot_and_no_submission_is_ever_used_twice_and_no_suitable_slot_stays
     idle = {place.name for place in slots if place.state is IDLE}
     used = [start.slot for start in plan.starts]
     begun = {start.submission_id for start in plan.starts}
-    assert len(set(used)) == len(used) and set(used) <= idle
+    assert len(set(used)) == len(used)
+    assert set(used) <= idle
     assert len(begun) == len(plan.starts)
     left = idle - set(used)
     assert not [w for w in queue if w.id not in begun and w.not_before <= 10.0 and left - w.avoid]
@@ -130,7 +131,8 @@ def test_after_a_restart_recorded_reasons_still_count():
 def test_only_the_control_run_condemns_a_slot():
     assert keeps_service(True, consecutive_faults=99)
     assert not keeps_service(False, consecutive_faults=1)
-    assert keeps_service(None, 2) and not keeps_service(None, 3)
+    assert keeps_service(None, 2)
+    assert not keeps_service(None, 3)
 
 
 # ------------------------------------------------------------------------------------------------ the shell
