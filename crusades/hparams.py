@@ -162,6 +162,8 @@ class AuditSettings(Section, kw_only=True):
 
     coordinates: Count = 1_000_000
     """Secret sample of weights, uniform over the parameters plus a floor per tensor."""
+    column_coordinates: Count = 262_144
+    """How many of them, in matrices and embeddings, also carry the columns of sequences, cells and slices."""
     min_per_tensor: Count = 64
     cells: Count = 32
     """Secret position cells per step."""
@@ -199,8 +201,8 @@ class Profile(Section, kw_only=True):
     """Exams kept ready in host memory, warm-up included."""
     deadlines: Deadlines = Deadlines()
     audit: AuditSettings = AuditSettings()
-    limits: dict[str, float] = {}
-    """Statistic → limit, as `crusades calibrate` wrote them; a statistic without a limit is reported, not judged."""
+    limits: dict[str, float | tuple[float, ...]] = {}
+    """Statistic → limit, one for all steps or one per step, as `crusades calibrate` wrote them; a statistic without a limit is reported, not judged."""
     limits_origin: str = ""
     """How the limits came about: command, device, date."""
 

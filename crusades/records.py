@@ -155,7 +155,8 @@ class Statistic(Record, kw_only=True):
     """One number of the audit."""
 
     name: str
-    value: float
+    value: float | None
+    """None: not a finite number, which never passes."""
     limit: float | None
     """None: reported, not judged."""
     where: str = ""
@@ -163,8 +164,8 @@ class Statistic(Record, kw_only=True):
 
     @property
     def passed(self) -> bool:
-        """NaN never passes."""
-        return self.limit is None or self.value <= self.limit
+        """Whether the value is within its limit; a statistic without a limit always is."""
+        return self.limit is None or (self.value is not None and self.value <= self.limit)
 
 
 class Audit(Record, kw_only=True):
@@ -194,7 +195,8 @@ class Run(Record, kw_only=True):
     """Time the referee spent in its secret reads, already subtracted from `seconds`."""
     mfu: float
     tokens_per_second: float
-    final_loss: float
+    final_loss: float | None
+    """As claimed; None when it is not finite."""
     step_seconds: tuple[float, ...] = ()
     """GO or batch s released → step s read; the referee's clock."""
     peak_memory_bytes: int | None = None

@@ -1,0 +1,152 @@
+"""One contestant process as the daemon sees it: a sandbox (or, for a miner without one, a plain process), its folder, its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+from crusades.bench import protocol as p
+from crusades.faults import fault
+from crusades.records import Reason
+
+if TYPE_CHECKING:
+    from crusades.bench.evaluate import SlotConfig
+
+PACKAGE = Path(__file__).resolve().parents[1]
+INSIDE_HARNESS, INSIDE_GUARD, INSIDE_SUBMISSION = "/inside/harness", "/inside/guard", "/submission"
+EXIT_PATIENCE = 5.0
+"""Seconds to wait for the exit status of a process whose channel has ended."""
+
+
+class Box(Protocol):
+    """What a contestant needs of a sandbox (`crusades.sandbox.launch`)."""
+
+    limits: dict[str, str]
+
+    async def wait(self) -> ExitLike: ...
+    async def kill(self) -> None: ...
+    def alive(self) -> bool: ...
+    def output_tail(self) -> str: ...
+
+
+class ExitLike(Protocol):
+    """How a process ended."""
+
+    code: int | None
+    signal: int | None
+    oom_killed: bool
+    text: str
+
+
+class Contestant:
+    """A pre-warmed process that is given one submission, once."""
+
+    def __init__(self, box: Box, directory: tempfile.TemporaryDirectory[str], path: str, notes: tuple[str, ...]) -> None:
+        self._box, self._directory, self._path = box, directory, path
+        self.notes = notes
+        self.versions: dict[str, str] = {}
+        self.limits: dict[str, str] = dict(box.limits)
+
+    def met(self, connected: p.Connected) -> None:
+        """What the harness said of itself, before any submission was loaded."""
+        self.versions = connected.versions
+        self.limits |= {f"inside.{k}": v for k, v in connected.limits.items()}
+
+    def put(self, content: bytes) -> str:
+        """Lay the submission into the folder that the sandbox sees read-only; returns its path inside."""
+        target = Path(self._directory.name) / "train.py"
+        target.write_bytes(content)
+        target.chmod(0o444)
+        return self._path
+
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return self._box.alive()
+
+    def output_tail(self) -> str:
+        """The last of its stdout and stderr."""
+        return self._box.output_tail()
+
+    async def explain_exit(self, reason: Reason) -> Reason:
+        """The channel has ended: say how the process ended, and charge memory when that is why."""
+        with trio.move_on_after(EXIT_PATIENCE):
+            status = await self._box.wait()
+            if status.oom_killed:
+                row = fault("out-of-memory")
+                return Reason(code=row.code, stage=reason.stage, message=f"{row.title}: {status.text}", hint=row.advice)
+            return Reason(code=reason.code, stage=reason.stage, message=f"{reason.message}: {status.text}", rule=reason.rule, hint=reason.hint)
+        return reason
+
+    async def kill(self) -> None:
+        """Kill the whole namespace; gone when this returns."""
+        with trio.CancelScope(shield=True):
+            await self._box.kill()
+            self._directory.cleanup()
+
+
+def start_contestant(config: SlotConfig, channel: socket.socket) -> Contestant:
+    """Spawn a contestant with `channel` as its only door, from the trio thread (design.md §3). Raises SandboxFault."""
+    directory = tempfile.TemporaryDirectory(prefix="contestant-", dir=config.workdir)
+    Path(directory.name).chmod(0o755)
+    if not config.sandboxed:
+        note = "no sandbox: this process could have done anything to this machine and to the measurement"
+        return Contestant(_PlainBox(config, channel), directory, str(Path(directory.name) / "train.py"), (note,))
+    from crusades.sandbox.launch import spawn
+    from crusades.sandbox.policy import contestant_policy
+
+    policy = contestant_policy(config.hparams.sandbox, gpu=config.index if config.device == "cuda" else None)
+    mounts = {PACKAGE / "bench" / "inside": INSIDE_HARNESS, PACKAGE / "sandbox" / "inside": INSIDE_GUARD, Path(directory.name): INSIDE_SUBMISSION}
+    box = spawn(policy, [sys.executable, "-I", f"{INSIDE_HARNESS}/main.py"], channel=channel, mounts=mounts)
+    return Contestant(box, directory, f"{INSIDE_SUBMISSION}/train.py", ())
+
+
+class _PlainExit:
+    def __init__(self, returncode: int) -> None:
+        self.code, self.signal = (returncode, None) if returncode >= 0 else (None, -returncode)
+        self.oom_killed = False
+        self.text = f"exit code {returncode}" if returncode >= 0 else f"killed by {signal.Signals(-returncode).name}"
+
+
+class _PlainBox:
+    """A process group without walls, for `crusades bench --unsafe-no-sandbox` alone."""
+
+    def __init__(self, config: SlotConfig, channel: socket.socket) -> None:
+        self.limits = {"sandbox": "none"}
+        self._log = config.workdir / "contestant.log"
+        environment = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH", "LANG") if key in os.environ}
+        environment |= {"HOME": str(config.workdir), "CRUSADES_CHANNEL_FD": str(channel.fileno()), "TMPDIR": tempfile.gettempdir()}
+        environment |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": str(config.index) if config.device == "cuda" else ""}
+        with self._log.open("wb") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", str(PACKAGE / "bench" / "inside" / "main.py")], stdin=subprocess.DEVNULL, stdout=output,
+                stderr=subprocess.STDOUT, pass_fds=(channel.fileno(),), env=environment, cwd=config.workdir, start_new_session=True,
+            )  # fmt: skip
+        self._tail_bytes = config.hparams.sandbox.output_bytes
+
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    async def wait(self) -> _PlainExit:
+        if self._process.poll() is None:
+            pidfd = os.pidfd_open(self._process.pid)
+            try:
+                await trio.lowlevel.wait_readable(pidfd)
+            finally:
+                os.close(pidfd)
+        return _PlainExit(self._process.wait())
+
+    async def kill(self) -> None:
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        await self.wait()
+
+    def output_tail(self) -> str:
+        return self._log.read_bytes()[-self._tail_bytes :].decode("utf-8", "replace")

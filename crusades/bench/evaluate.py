@@ -1,0 +1,353 @@
+"""One evaluation from the daemon's side: a slot owns a referee, gives it contestants, and turns reports into a verdict.
+
+Who kills whom: the slot's context kills referee and contestant when it ends; cancelling an evaluation kills the
+contestant's PID namespace; the referee sees the channel end and reports, and is itself killed when it does not.
+A submission's failure is a `Verdict`; ours is a `SandboxFault`, `RefereeFault` or `DeviceFault`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import trio
+
+from crusades.bench import mfu
+from crusades.bench import protocol as p
+from crusades.bench.contestant import Contestant, start_contestant
+from crusades.bench.link import RefereeLink, start_referee
+from crusades.errors import CrusadesError, DeviceFault, RefereeFault, SandboxFault, UsageError
+from crusades.hparams import HParams, Profile
+from crusades.records import Outcome, Reason, Run, SlotView, Source, Verdict, rejected
+
+ReportT = TypeVar("ReportT", bound=p.Frame)
+
+NOBODY = 1 << 62
+"""A commit block later than any: exams that may serve it are exams that nobody has seen."""
+SPARE_EXAMS = 2
+"""Exams beyond the planned runs on a GPU slot: hardware may void a run at most this often (design.md §2.2)."""
+
+
+async def _ignore_run(_: Run) -> None:
+    return
+
+
+@dataclass(frozen=True)
+class SlotConfig:
+    """What a slot is."""
+
+    name: str
+    """"cpu", "cuda:0"."""
+    device: str
+    """"cpu" or "cuda"."""
+    index: int
+    profile_name: str
+    hparams: HParams
+    workdir: Path
+    """The slot's own folder: logs of the referee, folders of contestants. Emptied at start."""
+    sandboxed: bool = True
+    cache_dir: Path | None = None
+
+    @property
+    def profile(self) -> Profile:
+        """The workload."""
+        return self.hparams.profile(self.profile_name)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One submission to be evaluated."""
+
+    submission_id: str
+    source: Source
+    commit_block: int
+    block: int
+    """The chain's head now: an exam's first use."""
+    skip_rules: bool = False
+    finished_runs: tuple[Run, ...] = ()
+    """Scored runs of an interrupted evaluation on this slot: not repeated."""
+    on_run: Callable[[Run], Awaitable[None]] = _ignore_run
+    on_progress: Callable[[str], None] = field(default=lambda words: None)
+
+
+class Slot:
+    """One device with its referee. `evaluate` one job at a time; `warm` when idle. Not to be used after its context."""
+
+    def __init__(self, config: SlotConfig) -> None:
+        self.config, self._profile = config, config.profile
+        self._referee: RefereeLink | None = None
+        self._facts: p.Configured | None = None
+        self._contestant: Contestant | None = None
+        self._lock = trio.Lock()
+        self._state, self._detail, self._since, self._submission = "warming", "", time.time(), ""
+        self.exam_seconds: list[tuple[int, float]] = []
+        """(exams prepared, seconds) of every preparation, for the benchmarks."""
+
+    def view(self) -> SlotView:
+        """What the slot is doing, for people."""
+        device = self._facts.device if self._facts else self.config.device
+        return SlotView(name=self.config.name, device=device, state=self._state, submission_id=self._submission or None, detail=self._detail, since=self._since)
+
+    def _say(self, state: str, detail: str = "", submission: str = "") -> None:
+        self._state, self._detail, self._submission, self._since = state, detail, submission, time.time()
+
+    # ---------------------------------------------------------------- life
+
+    async def start(self) -> None:
+        """Start the referee and let it load the model. Raises RefereeFault, DeviceFault or ConfigError."""
+        shutil.rmtree(self.config.workdir, ignore_errors=True)
+        self.config.workdir.mkdir(parents=True)
+        await self._start_referee()
+        self._say("idle")
+
+    async def _start_referee(self) -> None:
+        self._say("warming", "loading the model")
+        self._referee = start_referee(self.config.workdir, self.config.index if self.config.device == "cuda" else None)
+        order = p.Configure(profile=self._profile, profile_name=self.config.profile_name, device=self.config.device, cache_dir=str(self.config.cache_dir or ""))
+        self._facts = await self._ask(order, p.Configured, 600.0)
+
+    async def stop(self) -> None:
+        """Kill everything that belongs to the slot. Never raises; safe to call twice."""
+        with trio.CancelScope(shield=True):
+            await self._drop_contestant()
+            if self._referee is not None:
+                await self._referee.kill()
+                self._referee = None
+
+    async def warm(self) -> None:
+        """While idle: unused exams in host memory, and a sandbox with torch imported and the model built. Idempotent."""
+        async with self._lock:
+            self._say("warming", "preparing exams")
+            await self._ready_referee()
+            await self._prepare("", NOBODY, self._profile.runs + 1)
+            if self._contestant is None or not self._contestant.alive():
+                self._say("warming", "starting a sandbox")
+                await self._drop_contestant()
+                await self._connect()
+            self._say("idle")
+
+    # ---------------------------------------------------------------- an evaluation
+
+    async def evaluate(self, job: Job) -> Verdict:
+        """Judge one submission. Raises our faults; whatever happens, the contestant is dead when this returns."""
+        async with self._lock:
+            self._say("running", "starting", job.submission_id)
+            try:
+                return await self._evaluate(job)
+            finally:
+                with trio.CancelScope(shield=True):
+                    await self._clean_up()
+                self._say("idle")
+
+    async def _evaluate(self, job: Job) -> Verdict:
+        await self._ready_referee()
+        planned = self._profile.runs + 1 - len(job.finished_runs)
+        job.on_progress("preparing exams")
+        await self._prepare(job.submission_id, job.commit_block, planned + (SPARE_EXAMS if self.config.device == "cuda" else 0))
+        job.on_progress("starting the sandbox")
+        if self._contestant is None or not self._contestant.alive():
+            await self._drop_contestant()
+            await self._connect()
+        assert self._contestant is not None
+        path = self._contestant.put(job.source.content)
+        rules: dict[str, object] = {}
+        if not job.skip_rules:
+            from crusades.rules import hook_table
+
+            rules = hook_table()
+        job.on_progress("loading")
+        loaded = await self._ask(p.LoadSubmission(path=path, rules=rules), p.SubmissionLoaded, 2 * self._profile.deadlines.load + 30)
+        if loaded.reason:
+            return await self._verdict(job, [], loaded.reason)
+        return await self._runs(job)
+
+    async def _runs(self, job: Job) -> Verdict:
+        runs: list[Run] = []
+        scored = list(job.finished_runs)
+        for index in range(self._profile.runs + 1 - len(scored)):
+            words = f"run {len(scored) + index} of {self._profile.runs}" if index else "warm-up"
+            job.on_progress(words)
+            self._say("running", words, job.submission_id)
+            order = p.DoRun(index=index and index + len(job.finished_runs), scored=index > 0, submission_id=job.submission_id, commit_block=job.commit_block, block=job.block)
+            ran = await self._ask(order, p.Ran, self._run_deadline(index))
+            if ran.run:
+                runs.append(ran.run)
+                await job.on_run(ran.run)
+            if ran.reason:
+                return await self._verdict(job, scored + runs, ran.reason, gone=ran.contestant_gone)
+        return await self._verdict(job, scored + runs, None)
+
+    def _run_deadline(self, index: int) -> float:
+        limits = self._profile.deadlines
+        return (limits.run if index else limits.warmup) + 2 * limits.result + 120.0
+
+    async def _verdict(self, job: Job, runs: list[Run], reason: Reason | None, *, gone: bool = False) -> Verdict:
+        contestant, facts = self._contestant, self._facts
+        assert contestant is not None
+        assert facts is not None
+        if reason and gone:
+            reason = await contestant.explain_exit(reason)
+        notes = (*(("rules were not applied: judged by the audit alone",) if job.skip_rules else ()), *contestant.notes)
+        extra = {
+            "runs": tuple(runs), "device": facts.device, "peak_tflops": facts.peak_tflops, "peak_source": facts.peak_source, "model": facts.model,
+            "profile": self.config.profile_name, "rules_version": self.config.hparams.rules_version(self.config.profile_name),
+            "environment": {**facts.versions, **contestant.versions, **{f"limit.{k}": v for k, v in contestant.limits.items()}, "source_sha256": job.source.sha256},
+            "output_tail": contestant.output_tail(), "notes": notes,
+        }  # fmt: skip
+        if reason:
+            return rejected(reason, **extra)
+        score = mfu.score([r.mfu for r in runs if r.scored and not r.void])
+        return Verdict(verdict=Outcome.ACCEPTED, message="accepted", score_mfu=score, **extra)
+
+    # ---------------------------------------------------------------- parts
+
+    async def _prepare(self, submission_id: str, commit_block: int, wanted: int) -> None:
+        ready = await self._ask(p.PrepareExams(submission_id=submission_id, commit_block=commit_block, wanted=wanted), p.ExamsReady, 120.0 * wanted)
+        if ready.prepared:
+            self.exam_seconds.append((ready.prepared, ready.seconds))
+
+    async def _connect(self) -> None:
+        ours, theirs = socket.socketpair()
+        try:
+            self._contestant = start_contestant(self.config, theirs)
+            theirs.close()
+            deadline = self.config.hparams.sandbox.start_deadline
+            connected = await self._ask(p.Connect(deadline=deadline), p.Connected, 3 * deadline, fd=ours.fileno())
+        finally:
+            ours.close()
+            theirs.close()
+        self._contestant.met(connected)
+
+    async def _ready_referee(self) -> None:
+        if self._referee is None or not self._referee.usable():
+            if self._referee is not None:
+                await self._referee.kill()
+            await self._drop_contestant()
+            await self._start_referee()
+
+    async def _ask(self, order: p.Order, kind: type[ReportT], deadline: float, *, fd: int | None = None) -> ReportT:
+        assert self._referee is not None
+        try:
+            with trio.fail_after(deadline):
+                report = await self._referee.ask(order, fd=fd)
+        except trio.TooSlowError as error:
+            await self._referee.kill()
+            raise RefereeFault(f"the referee did not answer {type(order).__name__} within {deadline:.0f} s") from error
+        if isinstance(report, p.RefereeError):
+            await self._referee.kill()
+            raise self._fault_of(report)
+        if not isinstance(report, kind):
+            await self._referee.kill()
+            raise RefereeFault(f"the referee answered {type(order).__name__} with {type(report).__name__}")
+        return report
+
+    def _fault_of(self, error: p.RefereeError) -> CrusadesError:
+        tail = self._contestant.output_tail()[-2000:] if self._contestant is not None else ""
+        text = error.message + (f"; the sandbox's last words: {tail}" if "harness" in error.message and tail else "")
+        if "harness" in error.message:
+            return SandboxFault(text)
+        return DeviceFault(text) if error.code == 2003 else RefereeFault(text)
+
+    async def _drop_contestant(self) -> None:
+        if self._contestant is not None:
+            await self._contestant.kill()
+            self._contestant = None
+
+    async def _clean_up(self) -> None:
+        """Kill the contestant, hear the referee out, let it clean the card. A referee that cannot is killed; the next use restarts it."""
+        await self._drop_contestant()
+        if self._referee is None or not self._referee.usable():
+            return
+        with trio.move_on_after(60.0) as scope:
+            try:
+                await self._referee.settle()
+                await self._ask(p.Release(), p.Released, 45.0)
+            except (RefereeFault, DeviceFault, SandboxFault) as error:
+                self._detail = str(error)
+                await self._referee.kill()
+        if scope.cancelled_caught:
+            await self._referee.kill()
+
+
+@asynccontextmanager
+async def open_slot(config: SlotConfig) -> AsyncIterator[Slot]:
+    """A started slot; everything it owns is dead when the context ends."""
+    slot = Slot(config)
+    try:
+        await slot.start()
+        yield slot
+    finally:
+        await slot.stop()
+
+
+# ------------------------------------------------------------------------------------------------ crusades bench
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """One evaluation on this machine: the validator's own judge (design.md §7.2)."""
+
+    path: Path
+    hparams: HParams
+    profile_name: str
+    device: str = "auto"
+    """"auto", "cpu" or "cuda:N"."""
+    runs: int | None = None
+    skip_rules: bool = False
+    sandboxed: bool = True
+    cache_dir: Path | None = None
+    on_progress: Callable[[str], None] = field(default=lambda words: None)
+
+
+def read_submission(path: Path, max_bytes: int) -> Source:
+    """A train.py of this machine as a Source. Raises UsageError for a file that no host could serve as a submission."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    if len(content) > max_bytes:
+        raise UsageError(f"{path} has {len(content)} bytes; the rules allow {max_bytes}")
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8: {error}") from error
+    return Source(sha256=hashlib.sha256(content).hexdigest(), content=content, url=path.resolve().as_uri(), fetched_at=time.time())
+
+
+def _bench_slot(config: BenchConfig, workdir: Path) -> SlotConfig:
+    wanted = config.hparams.profile(config.profile_name).device if config.device == "auto" else config.device
+    device, _, index = wanted.partition(":")
+    if device not in ("cpu", "cuda") or (index and not index.isdecimal()):
+        raise UsageError(f"--device is auto, cpu or cuda:N, not {config.device!r}")
+    hparams = config.hparams
+    if config.runs is not None:
+        profile = msgspec.structs.replace(hparams.profile(config.profile_name), runs=config.runs)
+        hparams = msgspec.structs.replace(hparams, profiles={**hparams.profiles, config.profile_name: profile})
+    return SlotConfig(name=wanted, device=device, index=int(index or 0), profile_name=config.profile_name, hparams=hparams, workdir=workdir,
+                      sandboxed=config.sandboxed, cache_dir=config.cache_dir)  # fmt: skip
+
+
+async def run_bench(config: BenchConfig) -> Verdict:
+    """Judge a file of this machine: static rules first (unless skipped), then the same slot as the validator's."""
+    source = read_submission(config.path, config.hparams.fetch.max_bytes)
+    if not config.skip_rules:
+        from crusades.rules import first_reason, scan
+
+        findings = scan(source.content)
+        if findings:
+            return rejected(first_reason(findings), profile=config.profile_name, rules_version=config.hparams.rules_version(config.profile_name),
+                            environment={"source_sha256": source.sha256})  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="crusades-bench-") as folder:
+        config.on_progress("loading the model")
+        async with open_slot(_bench_slot(config, Path(folder) / "slot")) as slot:
+            job = Job("bench", source, commit_block=0, block=0, skip_rules=config.skip_rules, on_progress=config.on_progress)
+            return await slot.evaluate(job)

@@ -1,0 +1,130 @@
+"""The daemon's end of the control wire to a referee: its process, its frames, its death."""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import trio
+
+from crusades.bench import protocol as p
+from crusades.errors import ProtocolError, RefereeFault
+
+LOG_BYTES = 8_000
+"""How much of a dead referee's log goes into the fault."""
+PASSED_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "OPENBLAS_CORETYPE", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+"""All that a referee inherits; never a token."""
+
+
+class RefereeLink:
+    """One referee process. One order at a time; after a cancelled `ask`, `settle` before the next."""
+
+    def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket, log: Path) -> None:
+        self._process, self._socket, self._log = process, trio.socket.from_stdlib_socket(sock), log
+        self._buffer = bytearray()
+        self._owed = False
+        self._dead = False
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    def usable(self) -> bool:
+        """Alive, as far as anyone has noticed."""
+        return not self._dead and self._process.poll() is None
+
+    async def ask(self, order: p.Order, *, fd: int | None = None) -> p.Report:
+        """Send one order (and a descriptor after it), wait for its report. Raises RefereeFault when the referee is gone."""
+        if self._owed:
+            raise RefereeFault("the referee still owes a report")
+        self._owed = True
+        try:
+            await self._send(p.encode(order))
+            if fd is not None:
+                await self._socket.sendmsg([b"F"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))])
+            return await self._report()
+        except OSError as error:
+            raise self._gone() from error
+
+    async def settle(self) -> None:
+        """After a cancelled `ask`: wait for the report that is still owed and drop it."""
+        if self._owed:
+            await self._report()
+
+    async def _send(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[await self._socket.send(view) :]
+
+    async def _report(self) -> p.Report:
+        """Cancellation keeps what has arrived: the buffer goes on where it was."""
+        while True:
+            found = self._take_frame()
+            if found is not None:
+                self._owed = False
+                return found
+            try:
+                chunk = await self._socket.recv(1 << 16)
+            except OSError as error:
+                raise self._gone() from error
+            if not chunk:
+                raise self._gone()
+            self._buffer += chunk
+
+    def _take_frame(self) -> p.Report | None:
+        size = p.PREFIX.size
+        if len(self._buffer) < size:
+            return None
+        try:
+            header, payload = p.decode_prefix(bytes(self._buffer[:size]), header_cap=p.TRUSTED_HEADER_CAP, payload_cap=p.TRUSTED_PAYLOAD_CAP)
+            if len(self._buffer) < size + header + payload:
+                return None
+            report = p.decode_header(p.reports, bytes(self._buffer[size : size + header]))
+        except ProtocolError as error:
+            raise RefereeFault(f"the referee broke protocol: {error}") from error
+        del self._buffer[: size + header + payload]
+        return report
+
+    def _gone(self) -> RefereeFault:
+        self._dead = True
+        return RefereeFault(f"the referee died (exit code {self._process.poll()}); its last words:\n{self.last_words()}")
+
+    def last_words(self) -> str:
+        """The end of its log."""
+        try:
+            return self._log.read_bytes()[-LOG_BYTES:].decode("utf-8", "replace").strip()
+        except OSError as error:
+            return f"(its log cannot be read: {error})"
+
+    async def kill(self) -> None:
+        """Kill it and wait until it is gone."""
+        self._dead = True
+        with trio.CancelScope(shield=True):
+            self._socket.close()
+            if self._process.poll() is None:
+                self._process.kill()
+                pidfd = os.pidfd_open(self._process.pid)
+                try:
+                    await trio.lowlevel.wait_readable(pidfd)
+                finally:
+                    os.close(pidfd)
+                self._process.wait()
+
+
+def start_referee(workdir: Path, gpu: int | None) -> RefereeLink:
+    """Spawn a referee that sees only card `gpu` (none when None). From the trio thread, which outlives it."""
+    ours, theirs = socket.socketpair()
+    log = workdir / "referee.log"
+    environment = {key: os.environ[key] for key in PASSED_ENVIRONMENT if key in os.environ}
+    environment |= {"HOME": str(workdir), "CUDA_VISIBLE_DEVICES": "" if gpu is None else str(gpu), "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    with theirs, log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "crusades.bench.referee.process", "--fd", str(theirs.fileno())],
+            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, pass_fds=(theirs.fileno(),), env=environment, cwd=workdir, start_new_session=True,
+        )  # fmt: skip
+    return RefereeLink(process, ours, log)

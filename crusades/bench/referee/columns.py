@@ -1,0 +1,185 @@
+"""Columns of the regression: what each part of the tokens adds to the gradient at secret coordinates.
+
+The gradient of a matrix is a sum over token positions, dW[i, j] = Σ_t dY[t, i]·X[t, j]. A tap keeps a layer's input X
+from the forward pass and meets the output gradient dY in the backward pass; at the sampled coordinates it then splits
+the sum by *parts* (sequences, secret position cells, slices). So one ordinary backward pass yields every column of
+every family, with no pass of its own; the parts of a family add up to the gradient.
+
+Parts are given by an indicator (parts, tokens) of zeros and ones. Tapped: nn.Linear (weight and bias), nn.Embedding, and
+transformers' Conv1D. Other parameters (norms) have no columns and take part in the per-layer statistics alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from crusades.bench.protocol import ParameterSpec
+from crusades.bench.referee.layout import Layout, Sample
+
+CHUNK_ELEMENTS = 1 << 26
+"""Tokens × coordinates held at once while a tap computes: 256 MB in float32."""
+
+
+@dataclass(frozen=True)
+class ColumnPlan:
+    """Which sampled coordinates carry columns: `chosen` (c,) indexes the sample; `slices` gives each tensor its range of c."""
+
+    chosen: torch.Tensor
+    slices: dict[str, tuple[int, int]]
+
+    def __len__(self) -> int:
+        return self.chosen.numel()
+
+
+def _tapped(model: nn.Module) -> list[tuple[nn.Module, str, str]]:
+    """(module, leaf, parameter name) of everything that can be split by position; a tied parameter appears once per use."""
+    from transformers.pytorch_utils import Conv1D
+
+    names = {id(p): n for n, p in model.named_parameters()}
+    found = []
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding | Conv1D):
+            found += [(module, leaf, names[id(p)]) for leaf, p in module._parameters.items() if p is not None]
+    return found
+
+
+def plan_columns(model: nn.Module, layout: Layout, sample: Sample, wanted: int, generator: torch.Generator) -> ColumnPlan:
+    """Choose up to `wanted` of the sampled coordinates, in proportion, among parameters that can be split."""
+    tapped = {name for _, _, name in _tapped(model)}
+    usable = sum(b - a for spec, (a, b) in zip(layout.specs, sample.bounds, strict=True) if spec.name in tapped)
+    share, parts, slices, at = min(1.0, wanted / max(usable, 1)), [], {}, 0
+    for spec, (a, b) in zip(layout.specs, sample.bounds, strict=True):
+        if spec.name in tapped:
+            count = max(1, round((b - a) * share))
+            parts.append(torch.randperm(b - a, generator=generator)[:count].sort().values + a)
+            slices[spec.name] = (at, at + count)
+            at += count
+    return ColumnPlan(torch.cat(parts), slices)
+
+
+@dataclass
+class _Tap:
+    """One use of one parameter: row and column of its coordinates, and where they stand among the columns."""
+
+    kind: str
+    rows: torch.Tensor
+    cols: torch.Tensor
+    at: tuple[int, int]
+
+    def contributions(self, x: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
+        """Each token's part of the gradient at this tap's coordinates: (tokens, coordinates), float32."""
+        if self.kind == "bias":
+            return dy[:, self.rows].float()
+        if self.kind == "embedding":
+            return (x[:, None] == self.rows[None, :]) * dy[:, self.cols].float()
+        if self.kind == "conv1d":
+            return x[:, self.rows].float() * dy[:, self.cols].float()
+        return dy[:, self.rows].float() * x[:, self.cols].float()
+
+
+class ColumnTaps:
+    """Hooks on a model; active inside `with`. Set `indicator` before each micro-batch; `columns` collects (parts, c)."""
+
+    def __init__(self, model: nn.Module, layout: Layout, sample: Sample, plan: ColumnPlan, parts: int, device: str) -> None:
+        self._model, self._device = model, device
+        self.columns = torch.zeros(parts, len(plan), dtype=torch.float32, device=device)
+        self.indicator = torch.zeros(parts, 0, device=device)
+        specs = {s.name: s for s in layout.specs}
+        self._taps: dict[nn.Module, list[_Tap]] = {}
+        for module, leaf, name in _tapped(model):
+            tap = self._make_tap(module, leaf, specs[name], sample, plan)
+            self._taps.setdefault(module, []).append(tap)
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def _make_tap(self, module: nn.Module, leaf: str, spec: ParameterSpec, sample: Sample, plan: ColumnPlan) -> _Tap:
+        first, last = plan.slices[spec.name]
+        local = (sample.index[plan.chosen[first:last]] - spec.offset).to(self._device)
+        width = spec.shape[-1] if len(spec.shape) > 1 else 1
+        kind = "bias" if leaf == "bias" else {"Linear": "linear", "Embedding": "embedding"}.get(type(module).__name__, "conv1d")
+        if kind == "conv1d" and isinstance(module, nn.Linear | nn.Embedding):  # a subclass with another name
+            kind = "linear" if isinstance(module, nn.Linear) else "embedding"
+        return _Tap(kind, local // width, local % width, (first, last))
+
+    def __enter__(self) -> ColumnTaps:
+        self._handles = [module.register_forward_hook(self._on_forward) for module in self._taps]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _on_forward(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(self._on_backward(module, inputs[0].detach()))
+
+    def _on_backward(self, module: nn.Module, x: torch.Tensor) -> Callable[[torch.Tensor], None]:
+        def hook(dy: torch.Tensor) -> None:
+            flat_dy = dy.reshape(-1, dy.shape[-1])
+            flat_x = x.reshape(-1) if isinstance(module, nn.Embedding) else x.reshape(-1, x.shape[-1])
+            for tap in self._taps[module]:
+                self._accumulate(tap, flat_x, flat_dy)
+
+        return hook
+
+    def _accumulate(self, tap: _Tap, x: torch.Tensor, dy: torch.Tensor) -> None:
+        first, last = tap.at
+        step = max(1, CHUNK_ELEMENTS // max(1, dy.shape[0]))
+        for start in range(first, last, step):
+            stop = min(last, start + step)
+            chunk = _Tap(tap.kind, tap.rows[start - first : stop - first], tap.cols[start - first : stop - first], (start, stop))
+            self.columns[:, start:stop] += self.indicator @ chunk.contributions(x, dy)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Families of parts of one step's tokens. Each family partitions all (batch, sequence − 1) predicted positions."""
+
+    families: dict[str, tuple[int, int]]
+    """name → range of rows of the indicator."""
+    names: tuple[str, ...]
+    """Every row in words: "sequence 3", "cell 17", "the easiest quarter of the tokens"."""
+    fixed: torch.Tensor
+    """(rows, batch, sequence − 1), bool; the rows of "slice" are completed per micro-batch (see `indicator`)."""
+
+    def indicator(self, rows: slice, losses: torch.Tensor) -> torch.Tensor:
+        """(parts, tokens) float32 for the sequences `rows`; `losses` (sequences, sequence − 1) of the reference names the easy ones."""
+        member = self.fixed[:, rows].clone()
+        easy_at, end = self.families["slice"]
+        quarter = losses.numel() // 4
+        threshold = losses.flatten().kthvalue(max(1, quarter)).values
+        easy = losses <= threshold
+        member[easy_at] = easy
+        member[easy_at + 1 : end] &= ~easy
+        return member.flatten(1).float()
+
+
+TAIL_SHARE = 1 / 40
+"""The tail slice: the last 2.5 % of every sequence, where shortened inputs save."""
+WINDOW = 64
+"""Tokens in the secret contiguous window of every sequence."""
+
+
+def draw_parts(batch: int, positions: int, cells: int, generator: torch.Generator, device: str) -> Parts:
+    """Secret parts for one step: each sequence, `cells` random position cells, and the slices easy, tail, window, rest."""
+    sequence = torch.eye(batch, dtype=torch.bool)[:, :, None].expand(-1, -1, positions)
+    which = torch.randint(0, cells, (batch, positions), generator=generator)
+    cell = torch.stack([which == c for c in range(cells)])
+    tail = torch.zeros(batch, positions, dtype=torch.bool)
+    tail[:, positions - max(1, math.ceil(positions * TAIL_SHARE)) :] = True
+    width = min(WINDOW, max(1, positions // 4))
+    starts = torch.randint(0, positions - width + 1, (batch,), generator=generator)
+    at = torch.arange(positions)
+    window = (at >= starts[:, None]) & (at < starts[:, None] + width) & ~tail
+    slices = torch.stack([torch.zeros_like(tail), tail, window, ~(tail | window)])
+    families = {"sequence": (0, batch), "cell": (batch, batch + cells), "slice": (batch + cells, batch + cells + 4)}
+    names = (
+        *(f"sequence {b + 1}" for b in range(batch)),
+        *(f"position cell {c + 1}" for c in range(cells)),
+        "the easiest quarter of the tokens", "the tail of the sequences", "a secret window of the sequences", "the rest of the tokens",
+    )  # fmt: skip
+    return Parts(families, names, torch.cat([sequence, cell, slices]).to(device))

@@ -1,0 +1,220 @@
+"""The referee's desk: what each order of the daemon does. One contestant at a time."""
+
+from __future__ import annotations
+
+import gc
+import platform
+import socket
+import time
+from pathlib import Path
+
+import torch
+import transformers
+
+from crusades.bench import mfu
+from crusades.bench import protocol as p
+from crusades.bench.referee import audit as audits
+from crusades.bench.referee import verdict
+from crusades.bench.referee.data import open_corpus
+from crusades.bench.referee.exam import Exam, optimizer_settings
+from crusades.bench.referee.models import Reference, load_reference
+from crusades.bench.referee.pool import ExamPool, matmul_tflops
+from crusades.bench.referee.session import Charged, Outcome, Session
+from crusades.bench.referee.wire import Wire
+from crusades.errors import ConfigError, DeviceFault, RefereeFault
+from crusades.hparams import Profile
+from crusades.records import Audit, Run
+
+FREE_MARGIN = 1 << 30
+"""Bytes of device memory left alone when free memory is overwritten."""
+AUDIT_WORKSPACE = 2 << 30
+"""Bytes the referee keeps in its allocator during an evaluation, so that a contestant that fills the card fails itself."""
+RELEASE_TIMEOUT = 30.0
+"""Seconds a dead contestant's device memory may take to come back."""
+
+
+def expected_of(exam: Exam, device: str) -> audits.Expected:
+    """An exam as the audit wants it, on `device`."""
+    groups = exam.sample.groups
+    return audits.Expected(
+        weights=exam.weights.to(device), exp_avg_sq=exam.exp_avg_sq.to(device), gradient=exam.gradient.to(device),
+        columns=exam.columns.to(device), chosen=exam.plan.chosen.to(device), families=exam.parts[0].families, part_names=exam.parts[0].names,
+        groups={"layer": (groups.layer.to(device), groups.layer_names), "kind": (groups.kind.to(device), groups.kind_names),
+                "tensor": (groups.tensor.to(device), groups.tensor_names)},
+    )  # fmt: skip
+
+
+class Desk:
+    """Holds the model, the exams and at most one session."""
+
+    def __init__(self, wire: Wire, network: str) -> None:
+        self._wire, self._network = wire, network
+        self._session: Session | None = None
+        self._reference: Reference | None = None
+        self._baseline_free = 0
+
+    def handle(self, order: p.Order) -> p.Report:
+        """Do what the daemon asks. Our own failures leave as exceptions."""
+        match order:
+            case p.Configure():
+                return self._configure(order)
+            case p.PrepareExams():
+                return self._prepare(order)
+            case p.Connect():
+                return self._connect(order)
+            case p.LoadSubmission():
+                return self._load(order)
+            case p.DoRun():
+                return self._run(order)
+            case p.Release():
+                return self._release()
+
+    @staticmethod
+    def code_of(error: Exception) -> int:
+        """The fault-table row of our own failure."""
+        if isinstance(error, DeviceFault | torch.OutOfMemoryError):
+            return 2003
+        return 2006 if isinstance(error, ConfigError) else 2002
+
+    # ---------------------------------------------------------------- set-up
+
+    def _configure(self, order: p.Configure) -> p.Configured:
+        started = time.monotonic()
+        self._profile: Profile = order.profile
+        self._device = order.device
+        cache = Path(order.cache_dir) if order.cache_dir else None
+        self._reference = load_reference(order.profile.model, order.device, cache)
+        corpus = open_corpus(order.profile.data, self._reference.vocabulary, cache)
+        self._pool = ExamPool(self._reference, corpus, order.profile)
+        self._peak = self._find_peak()
+        self._settle()
+        return p.Configured(
+            device=self._device_name(), model=self._reference.name, parameters=self._reference.layout.parameters,
+            peak_tflops=self._peak.tflops, peak_source=self._peak.source, versions=self._versions(), seconds=time.monotonic() - started,
+        )  # fmt: skip
+
+    def _device_name(self) -> str:
+        if self._device == "cuda":
+            return torch.cuda.get_device_name()
+        cpu = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), platform.machine())
+        return f"{cpu}, {torch.get_num_threads()} threads"
+
+    def _find_peak(self) -> mfu.Peak:
+        if self._profile.peak_tflops:
+            return mfu.Peak(self._profile.peak_tflops, "hparams")
+        known = mfu.table_peak(torch.cuda.get_device_name()) if self._device == "cuda" else None
+        if known:
+            return mfu.Peak(known, "table")
+        return mfu.Peak(matmul_tflops(self._device, getattr(torch, self._profile.model.dtype)), "measured")
+
+    def _versions(self) -> dict[str, str]:
+        found = {"referee_python": platform.python_version(), "torch": str(torch.__version__), "transformers": transformers.__version__, "referee_network": self._network}
+        if self._device == "cuda":
+            found["cuda"] = torch.version.cuda or ""
+        return found
+
+    def _prepare(self, order: p.PrepareExams) -> p.ExamsReady:
+        if self._session is not None and self._session.hostile:
+            raise RefereeFault("an exam was ordered while a contestant exists")
+        done = self._pool.ensure(order.submission_id, order.commit_block, order.wanted)
+        if done.prepared:
+            self._settle()
+        return p.ExamsReady(available=done.available, prepared=done.prepared, seconds=done.seconds, retired_seeds=done.retired_seeds)
+
+    def _settle(self) -> None:
+        """Drop what a reference pass left, overwrite the card's free memory, and keep the audit's workspace."""
+        assert self._reference is not None
+        self._reference.model.zero_grad(set_to_none=True)
+        gc.collect()
+        if self._device == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            self._overwrite_free()
+            self._baseline_free = torch.cuda.mem_get_info()[0]
+            workspace = torch.empty(AUDIT_WORKSPACE, dtype=torch.uint8, device="cuda")
+            del workspace  # stays in our allocator's cache: nobody else can have it
+
+    @staticmethod
+    def _overwrite_free() -> None:
+        free = torch.cuda.mem_get_info()[0] - FREE_MARGIN
+        if free > 0:
+            waste = torch.empty(free, dtype=torch.uint8, device="cuda")
+            waste.fill_(0xA5)
+            torch.cuda.synchronize()
+            del waste
+            torch.cuda.empty_cache()
+
+    # ---------------------------------------------------------------- a contestant
+
+    def _connect(self, order: p.Connect) -> p.Connected:
+        if self._session is not None or self._reference is None:
+            raise RefereeFault("connect came out of turn")
+        channel = socket.socket(fileno=self._wire.receive_descriptor())
+        contestant = Wire(channel, header_cap=p.CONTESTANT_HEADER_CAP, payload_cap=p.CONTESTANT_PAYLOAD_CAP)
+        self._session = Session(contestant, self._reference, self._profile)
+        hello = self._session.build(optimizer_settings(self._profile), order.deadline)
+        return p.Connected(versions=hello.versions, limits=hello.limits)
+
+    def _open_session(self) -> Session:
+        if self._session is None:
+            raise RefereeFault("no contestant is connected")
+        return self._session
+
+    def _load(self, order: p.LoadSubmission) -> p.SubmissionLoaded:
+        try:
+            self._open_session().load(order.path, order.rules)
+        except Charged as failure:
+            return p.SubmissionLoaded(reason=failure.reason)
+        return p.SubmissionLoaded()
+
+    def _run(self, order: p.DoRun) -> p.Ran:
+        session = self._open_session()
+        exam, initial = self._pool.take(order.submission_id, order.commit_block, order.block)
+        try:
+            outcome = session.run(order.index, exam, initial)
+        except Charged as failure:
+            return p.Ran(reason=failure.reason, contestant_gone=failure.gone)
+        run = self._judge(order, outcome, exam)
+        return p.Ran(run=run, reason=verdict.reason_of(run.audit))
+
+    def _judge(self, order: p.DoRun, outcome: Outcome, exam: Exam) -> Run:
+        profile, tokens = self._profile, self._profile.steps * self._profile.batch_size * self._profile.sequence_length
+        seconds, done = outcome.timing.seconds, outcome.done
+        return Run(
+            index=order.index, scored=order.scored, seconds=seconds, claimed_seconds=done.claimed_ns / 1e9, read_seconds=outcome.timing.read_seconds,
+            mfu=mfu.mfu_percent(self._flops_per_token(), tokens, seconds, self._peak.tflops), tokens_per_second=tokens / seconds,
+            final_loss=done.final_loss, step_seconds=outcome.timing.step_seconds,
+            peak_memory_bytes=done.peak_memory, audit=self._audit(outcome, exam, tokens, profile),
+        )  # fmt: skip
+
+    def _flops_per_token(self) -> float:
+        assert self._reference is not None
+        return mfu.flops_per_token(self._reference.layout.parameters, layers=self._reference.layers, hidden=self._reference.hidden,
+                                   sequence_length=self._profile.sequence_length, attention=self._profile.attention_flops)  # fmt: skip
+
+    def _audit(self, outcome: Outcome, exam: Exam, tokens: int, profile: Profile) -> Audit:
+        adam = audits.Adam(**optimizer_settings(profile))
+        measured = audits.audit(outcome.reads, expected_of(exam, self._device), adam, profile.audit.group_min)
+        measured += verdict.result_statistics(outcome.done.final_loss, exam.losses[-1], outcome.logits, exam.logits, outcome.done.total_tokens, tokens)
+        return verdict.judge(measured, profile.limits)
+
+    def _release(self) -> p.Released:
+        started = time.monotonic()
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+        if self._device == "cuda":
+            self._wait_for_memory()
+            self._settle()
+        return p.Released(seconds=time.monotonic() - started)
+
+    def _wait_for_memory(self) -> None:
+        """The card gives a dead process's memory back a moment after its death: wait for it."""
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        deadline = time.monotonic() + RELEASE_TIMEOUT
+        while torch.cuda.mem_get_info()[0] < self._baseline_free - (64 << 20):
+            if time.monotonic() > deadline:
+                missing = self._baseline_free - torch.cuda.mem_get_info()[0]
+                raise DeviceFault(f"{missing / 1e9:.1f} GB of the card are still taken {RELEASE_TIMEOUT:.0f} s after the contestant was killed")
+            time.sleep(0.02)

@@ -1,0 +1,147 @@
+"""An exam: secret batches, and the reference's gradients, weights and moments at secret coordinates, step by step.
+
+Prepared only while no contestant exists on the slot. What is kept lies in host memory; everything else that the
+reference pass touched is overwritten (`memory` by the next restore, gradients and activations by `process`).
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from crusades.bench.inside.model import make_optimizer
+from crusades.bench.referee.columns import ColumnPlan, ColumnTaps, Parts, draw_parts, plan_columns
+from crusades.bench.referee.data import Corpus
+from crusades.bench.referee.layout import Sample, draw_sample
+from crusades.bench.referee.models import Reference
+from crusades.hparams import Profile
+
+
+@dataclass
+class Exam:
+    """What one run is compared with. All tensors on the host; n sampled coordinates, c of them with columns, S steps."""
+
+    seed: bytes
+    batches: np.ndarray
+    """int64 (S, batch, sequence)."""
+    sample: Sample
+    plan: ColumnPlan
+    parts: tuple[Parts, ...]
+    weights: torch.Tensor
+    """(S + 1, n) in the model's dtype; row 0 is the initial weights."""
+    exp_avg_sq: torch.Tensor
+    """(S, n) in the model's dtype."""
+    gradient: torch.Tensor
+    """(S, n) float32: the gradient of the mean loss of each step."""
+    columns: torch.Tensor
+    """(S, parts, c) float32: each part's share of `gradient` at the chosen coordinates."""
+    losses: tuple[float, ...]
+    logit_rows: torch.Tensor
+    logit_columns: torch.Tensor
+    logits: torch.Tensor
+    """(rows, columns) float32 of the last step."""
+    seconds: float
+    first_use_block: int | None = None
+    served: set[str] = field(default_factory=set)
+
+    def may_serve(self, submission_id: str, commit_block: int) -> bool:
+        """At most once per submission, and never one committed after the exam's first use."""
+        if submission_id in self.served:
+            return False
+        return self.first_use_block is None or commit_block <= self.first_use_block
+
+
+def optimizer_settings(profile: Profile) -> dict[str, float]:
+    """The optimizer's constants as the contestant's harness gets them."""
+    return {key: getattr(profile, key) for key in ("learning_rate", "beta1", "beta2", "epsilon", "weight_decay")}
+
+
+def prepare_exam(reference: Reference, corpus: Corpus, profile: Profile, initial: torch.Tensor, seed: bytes | None = None) -> Exam:
+    """Run the reference on secret batches. Leaves trained weights in the shared memory: the caller restores before use."""
+    started = time.monotonic()
+    seed = seed or secrets.token_bytes(16)
+    generator = torch.Generator().manual_seed(int.from_bytes(seed[:8], "little") >> 1)
+    audit, steps = profile.audit, profile.steps
+    rows = corpus.draw(seed, steps * profile.batch_size, profile.sequence_length)
+    batches = rows.reshape(steps, profile.batch_size, profile.sequence_length)
+    sample = draw_sample(reference.layout, audit.coordinates, audit.min_per_tensor, generator)
+    plan = plan_columns(reference.model, reference.layout, sample, audit.column_coordinates, generator)
+    positions = profile.sequence_length - 1
+    parts = tuple(draw_parts(profile.batch_size, positions, audit.cells, generator, reference.device) for _ in range(steps))
+    logit_rows = torch.randperm(profile.batch_size * positions, generator=generator)[: audit.logit_positions].sort().values
+    logit_columns = torch.randperm(reference.vocabulary, generator=generator)[: audit.logit_columns].sort().values
+    reference.restore(initial)
+    pass_ = _ReferencePass(reference, profile, sample, plan, logit_rows, logit_columns)
+    for step in range(steps):
+        pass_.step(batches[step], parts[step], last=step == steps - 1)
+    return Exam(
+        seed=seed, batches=batches, sample=sample, plan=plan, parts=parts, weights=torch.stack(pass_.weights), exp_avg_sq=torch.stack(pass_.exp_avg_sq),
+        gradient=torch.stack(pass_.gradient), columns=torch.stack(pass_.columns), losses=tuple(pass_.losses), logit_rows=logit_rows,
+        logit_columns=logit_columns, logits=pass_.logits, seconds=time.monotonic() - started,
+    )  # fmt: skip
+
+
+class _ReferencePass:
+    """Micro-batched AdamW training that keeps samples only."""
+
+    def __init__(self, reference: Reference, profile: Profile, sample: Sample, plan: ColumnPlan, logit_rows: torch.Tensor, logit_columns: torch.Tensor) -> None:
+        self._reference, self._profile, self._sample, self._plan = reference, profile, sample, plan
+        self._index = sample.index.to(reference.device)
+        self._rows, self._columns_at = logit_rows, logit_columns.to(reference.device)
+        parameters = list(reference.model.parameters())
+        self._optimizer = make_optimizer(parameters, optimizer_settings(profile))
+        first, second = (reference.layout.views(m) for m in (reference.memory.exp_avg, reference.memory.exp_avg_sq))
+        for name, parameter in reference.model.named_parameters():
+            step = torch.zeros((), device=reference.device)
+            self._optimizer.state[parameter] = {"step": step, "exp_avg": first[name], "exp_avg_sq": second[name]}
+        self.weights, self.exp_avg_sq, self.gradient, self.columns = [self._read(reference.memory.weights)], [], [], []
+        self.losses: list[float] = []
+        self.logits = torch.zeros(len(logit_rows), len(logit_columns))
+
+    def _read(self, flat: torch.Tensor) -> torch.Tensor:
+        return flat[self._index].cpu()
+
+    def step(self, batch: np.ndarray, parts: Parts, *, last: bool) -> None:
+        """One optimizer step over `batch` (batch, sequence), in micro-batches, with taps on."""
+        reference, size = self._reference, self._profile.audit.micro_batch
+        tokens = torch.from_numpy(batch).to(reference.device)
+        loss = torch.zeros((), device=reference.device)
+        with ColumnTaps(reference.model, reference.layout, self._sample, self._plan, len(parts.names), reference.device) as taps:
+            for start in range(0, len(tokens), size):
+                loss += self._micro_batch(tokens, slice(start, min(start + size, len(tokens))), parts, taps, last)
+        self.gradient.append(self._sampled_gradient())
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.weights.append(self._read(reference.memory.weights))
+        self.exp_avg_sq.append(self._read(reference.memory.exp_avg_sq))
+        self.columns.append(taps.columns.cpu())
+        self.losses.append(loss.item())
+
+    def _micro_batch(self, tokens: torch.Tensor, rows: slice, parts: Parts, taps: ColumnTaps, last: bool) -> torch.Tensor:
+        x, y = tokens[rows, :-1], tokens[rows, 1:]
+        logits = self._reference.model(x).logits
+        losses = F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), reduction="none")
+        taps.indicator = parts.indicator(rows, losses.detach().view(y.shape))
+        if last:
+            self._keep_logits(logits.detach(), rows)
+        loss = losses.sum() / (tokens.shape[0] * y.shape[1])
+        loss.backward()
+        return loss.detach()
+
+    def _keep_logits(self, logits: torch.Tensor, rows: slice) -> None:
+        width = logits.shape[1]
+        inside = (self._rows >= rows.start * width) & (self._rows < rows.stop * width)
+        local = (self._rows[inside] - rows.start * width).to(logits.device)
+        self.logits[inside] = logits.flatten(0, 1)[local][:, self._columns_at].float().cpu()
+
+    def _sampled_gradient(self) -> torch.Tensor:
+        got = torch.empty(len(self._sample), device=self._reference.device)
+        for spec, (a, b), parameter in zip(self._reference.layout.specs, self._sample.bounds, self._reference.model.parameters(), strict=True):
+            assert parameter.grad is not None
+            got[a:b] = parameter.grad.flatten()[self._index[a:b] - spec.offset].float()
+        return got.cpu()

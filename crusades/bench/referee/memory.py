@@ -1,0 +1,125 @@
+"""The memory that referee and contestant share: weights and AdamW's two moments, in one allocation of the referee's.
+
+CPU: a memfd, sealed against SHRINK, GROW and SEAL before anyone else sees it (an unsealed one lets a contestant's
+ftruncate kill the reader with SIGBUS). CUDA: one dedicated cudaMalloc, shared by a cudaIpcMemHandle; never a block of
+torch's caching allocator, whose handle would export its neighbours (CUDA C++ Programming Guide, interprocess
+communication). The contestant can write anything there at any time: that is what is audited.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import mmap
+import os
+from typing import Any, Protocol
+
+import torch
+
+from crusades.bench.protocol import Attach
+from crusades.bench.referee.layout import Layout
+from crusades.errors import DeviceFault
+
+CUDA_GRANULE = 2 << 20
+"""cudaMalloc hands out 2 MiB pages; smaller requests may share one with other allocations."""
+
+
+class Memory(Protocol):
+    """Three flat segments of `Layout.elements` each."""
+
+    weights: torch.Tensor
+    exp_avg: torch.Tensor
+    exp_avg_sq: torch.Tensor
+    fd: int | None
+    """What is passed along by SCM_RIGHTS; None when the handle in the frame says it all."""
+
+    def attach_frame(self) -> Attach:
+        """What the contestant is told."""
+        ...
+
+    def close(self) -> None:
+        """Give it back."""
+        ...
+
+
+def _segments(nbytes: int, align: int) -> tuple[tuple[int, int, int], int]:
+    stride = -(-nbytes // align) * align
+    return (0, stride, 2 * stride), 3 * stride
+
+
+class HostMemory:
+    """A sealed memfd. Raises OSError when the machine has not enough memory."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.offsets, self.nbytes = _segments(layout.nbytes, mmap.PAGESIZE)
+        self.fd: int | None = os.memfd_create("crusades-weights", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(self.fd, self.nbytes)
+        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        self._map = mmap.mmap(self.fd, self.nbytes, mmap.MAP_SHARED)
+        flat = torch.frombuffer(self._map, dtype=torch.uint8)
+        self.weights, self.exp_avg, self.exp_avg_sq = (flat[o : o + layout.nbytes].view(layout.dtype) for o in self.offsets)
+
+    def attach_frame(self) -> Attach:
+        return Attach(kind="memfd", nbytes=self.nbytes, segments=self.offsets)
+
+    def close(self) -> None:
+        if self.fd is not None:
+            os.close(self.fd)
+            self.fd = None
+
+
+class _IpcHandle(ctypes.Structure):
+    _fields_ = (("reserved", ctypes.c_char * 64),)
+
+
+def cudart() -> Any:
+    """The CUDA runtime that torch has loaded, by ctypes. Raises DeviceFault when it cannot be found."""
+    torch.cuda.init()
+    torch.empty(1, device="cuda")
+    with open("/proc/self/maps", encoding="utf-8") as maps:
+        paths = {line.split()[-1] for line in maps if "libcudart" in line}
+    if not paths:
+        raise DeviceFault("torch has not loaded libcudart; is this a CUDA build?")
+    return ctypes.CDLL(min(paths))
+
+
+def check(runtime: Any, status: int, what: str) -> None:
+    """Turn a cudaError_t into a DeviceFault."""
+    if status != 0:
+        runtime.cudaGetErrorString.restype = ctypes.c_char_p
+        raise DeviceFault(f"{what}: CUDA error {status} ({runtime.cudaGetErrorString(status).decode()})")
+
+
+class CudaMemory:
+    """One dedicated cudaMalloc with an IPC handle."""
+
+    fd: int | None = None
+
+    def __init__(self, layout: Layout) -> None:
+        self.offsets, self.nbytes = _segments(layout.nbytes, CUDA_GRANULE)
+        self._runtime = cudart()
+        pointer, handle = ctypes.c_void_p(), _IpcHandle()
+        check(self._runtime, self._runtime.cudaMalloc(ctypes.byref(pointer), ctypes.c_size_t(self.nbytes)), f"allocating {self.nbytes / 1e9:.1f} GB of weights and moments")
+        check(self._runtime, self._runtime.cudaIpcGetMemHandle(ctypes.byref(handle), pointer), "exporting the memory")
+        self._pointer, self._handle = pointer, bytes(handle)
+        flat = torch.as_tensor(_CudaArray(int(pointer.value or 0), self.nbytes), device="cuda")
+        self.weights, self.exp_avg, self.exp_avg_sq = (flat[o : o + layout.nbytes].view(layout.dtype) for o in self.offsets)
+
+    def attach_frame(self) -> Attach:
+        return Attach(kind="cuda", nbytes=self.nbytes, segments=self.offsets, handle=self._handle.hex())
+
+    def close(self) -> None:
+        del self.weights, self.exp_avg, self.exp_avg_sq
+        check(self._runtime, self._runtime.cudaFree(self._pointer), "freeing the shared memory")
+
+
+class _CudaArray:
+    """Foreign device memory as torch.as_tensor reads it (numba's CUDA array interface, version 3)."""
+
+    def __init__(self, pointer: int, nbytes: int) -> None:
+        self.__cuda_array_interface__ = {"shape": (nbytes,), "typestr": "|u1", "data": (pointer, False), "version": 3}
+
+
+def allocate(layout: Layout, device: str) -> Memory:
+    """The shared memory for a model on `device` ("cpu" or "cuda")."""
+    return CudaMemory(layout) if device == "cuda" else HostMemory(layout)

@@ -1,0 +1,120 @@
+"""The referee's model: built by the same code as the contestant's, its parameters views of the shared memory."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from crusades.bench.inside import model as shared
+from crusades.bench.referee import memory as memories
+from crusades.bench.referee.layout import Layout, kind_of, layout_of
+from crusades.errors import ConfigError
+from crusades.hparams import Model
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@dataclass
+class Reference:
+    """A model whose parameters live in `memory`, and the weights that every run starts from."""
+
+    model: nn.Module
+    layout: Layout
+    memory: memories.Memory
+    config: dict[str, Any]
+    model_type: str
+    name: str
+    device: str
+    initial: torch.Tensor
+    """Flat initial weights (elements,) on the host; pinned when the device is a GPU."""
+    pretrained: bool
+
+    @property
+    def layers(self) -> int:
+        """Number of blocks."""
+        return int(self.config.get("num_hidden_layers") or self.config.get("n_layer") or 0)
+
+    @property
+    def hidden(self) -> int:
+        """Width of the residual stream."""
+        return int(self.config.get("hidden_size") or self.config.get("n_embd") or 0)
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids."""
+        return int(self.config["vocab_size"])
+
+    def restore(self, initial: torch.Tensor | None = None) -> None:
+        """Initial weights back, moments zero; done when this returns."""
+        self.memory.weights.copy_(self.initial if initial is None else initial, non_blocking=True)
+        self.memory.exp_avg.zero_()
+        self.memory.exp_avg_sq.zero_()
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def redraw(self, seed: int) -> torch.Tensor:
+        """New random initial weights (flat, on the host, pinned on a GPU); pretrained models keep theirs.
+
+        Biases are zero, norms one, matrices N(0, initializer_range), as Hugging Face initialises the Llama family.
+        """
+        if self.pretrained:
+            return self.initial
+        flat = torch.zeros(self.layout.elements, dtype=self.layout.dtype, device=self.device)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        std = float(self.config.get("initializer_range") or 0.02)
+        for name, view in self.layout.views(flat).items():
+            kind = kind_of(name)
+            if kind == "norm":
+                view.fill_(1.0)
+            elif kind != "bias":
+                view.normal_(0.0, std, generator=generator)
+        host = torch.empty(self.layout.elements, dtype=self.layout.dtype, pin_memory=self.device == "cuda")
+        return host.copy_(flat)
+
+
+def read_config(name: str) -> dict[str, Any]:
+    """A model configuration: one that ships with the project by name, or a JSON file by path. Raises ConfigError."""
+    path = CONFIGS / f"{name}.json" if (CONFIGS / f"{name}.json").is_file() else Path(name)
+    try:
+        config: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        known = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.json")))
+        raise ConfigError(f"model config {name!r} cannot be read ({error}); configs that ship: {known}") from error
+    if "model_type" not in config:
+        raise ConfigError(f"model config {path} has no model_type")
+    return config
+
+
+def load_reference(settings: Model, device: str, cache_dir: Path | None) -> Reference:
+    """The model of a profile in shared memory on `device`. Raises ConfigError (missing, damaged) or DeviceFault (no memory)."""
+    source: nn.Module | None = None
+    if settings.config:
+        config = read_config(settings.config)
+        name = f"{Path(settings.config).stem} (random initialisation)"
+    else:
+        from crusades.bench.referee.cache import load_pretrained
+
+        source, config, name = load_pretrained(settings, cache_dir)
+    model_type = str(config["model_type"])
+    model = shared.build(config, model_type, settings.dtype, settings.attention)
+    layout = layout_of(model, getattr(torch, settings.dtype))
+    shared_memory = memories.allocate(layout, device)
+    views = layout.views(shared_memory.weights)
+    shared.bind(model, views, device)
+    reference = Reference(model, layout, shared_memory, config, model_type, name, device, torch.empty(0), source is not None)
+    if source is None:
+        reference.initial = reference.redraw(0)
+    else:
+        parameters = dict(source.named_parameters())
+        with torch.no_grad():
+            for key, view in views.items():
+                view.copy_(parameters[key])
+        host = torch.empty(layout.elements, dtype=layout.dtype, pin_memory=device == "cuda")
+        reference.initial = host.copy_(shared_memory.weights)
+    reference.restore()
+    return reference

@@ -1,0 +1,75 @@
+"""The referee's process: one order from the daemon at a time, one report back. `python -m crusades.bench.referee.process --fd N`.
+
+It exits within a second of the daemon's death: a thread waits for the hang-up of the control socket, since an exam or a
+warm-up can take minutes. It leaves the network before torch starts a thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import select
+import socket
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+
+CLONE_NEWUSER, CLONE_NEWNET, PR_SET_DUMPABLE = 0x10000000, 0x40000000, 4
+
+
+def leave_network() -> str:
+    """Enter an empty network namespace. Says what happened; without the right to do so the referee simply never dials."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # nobody of the same uid may look into this memory
+    if libc.unshare(CLONE_NEWNET) == 0:
+        return "own empty namespace"
+    return f"shared with the daemon, unused (errno {ctypes.get_errno()})"
+
+
+def exit_on_hangup(fd: int) -> None:
+    """End this process as soon as the daemon's end of `fd` is gone, whatever the main thread is doing."""
+
+    def wait() -> None:
+        poll = select.poll()
+        poll.register(fd, select.POLLRDHUP)
+        poll.poll()
+        os._exit(0)
+
+    threading.Thread(target=wait, name="hang-up", daemon=True).start()
+
+
+def main() -> None:
+    """Serve until the control socket ends."""
+    parser = argparse.ArgumentParser(prog="referee")
+    parser.add_argument("--fd", type=int, required=True)
+    fd = parser.parse_args().fd
+    network = leave_network()
+    exit_on_hangup(fd)
+    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    from crusades.bench import protocol as p
+    from crusades.bench.referee.wire import Wire, WireClosed
+
+    wire = Wire(socket.socket(fileno=fd), header_cap=p.TRUSTED_HEADER_CAP, payload_cap=p.TRUSTED_PAYLOAD_CAP)
+    from crusades.bench.referee.desk import Desk
+
+    desk = Desk(wire, network)
+    while True:
+        try:
+            order, _ = wire.receive(p.orders, timeout=None)
+            report = desk.handle(order)
+            wire.send(report)
+        except WireClosed:
+            return
+        except Exception as error:
+            traceback.print_exc()
+            wire.send(p.RefereeError(message=f"{type(error).__name__}: {error}", code=desk.code_of(error)))
+            time.sleep(0)  # the frame is in the socket's buffer; the daemon reads it even after we are gone
+            sys.exit(1)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+    main()

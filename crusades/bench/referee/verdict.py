@@ -1,0 +1,134 @@
+"""From measured statistics to a judged audit: limits, the worst one, and what to say to the miner. Pure."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from crusades.bench.referee.audit import Measured
+from crusades.faults import fault
+from crusades.records import Audit, Reason, Stage, Statistic
+
+Limits = dict[str, float | tuple[float, ...]]
+
+WORDS = {
+    "gradient_error": "the gradient is not that of the batch",
+    "gradient_projection": "the gradient is too small or too large along the true one",
+    "stale_gradient": "the gradient of the step before was used again",
+    "outliers": "single coordinates got a gradient that is not theirs",
+    "silent": "coordinates that should have a gradient got none",
+    "layer_error": "the gradient of {where} is wrong",
+    "layer_projection": "{where} was not trained in full",
+    "kind_error": "the gradient of the {where} parameters is wrong",
+    "kind_projection": "the {where} parameters were not trained in full",
+    "tensor_error": "the gradient of {where} is wrong",
+    "tensor_projection": "{where} was not trained in full",
+    "sequence_attribution": "{where} was not trained on in full",
+    "cell_attribution": "the tokens of {where} were not trained on in full",
+    "cell_spread": "secret groups of tokens were not all trained on alike",
+    "slice_attribution": "{where} were not trained on in full",
+    "step_error": "the update is not AdamW's update for the batch",
+    "unmoved": "weights that should have moved did not",
+    "update_error": "the final weights are not those that training gives",
+    "optimizer_second_moment": "the second moment does not follow from the first by AdamW",
+    "optimizer_weights": "the weights do not follow from the moments by AdamW",
+    "final_loss": "final_loss is not the loss of the last step",
+    "final_logits": "final_logits are not those of the last step",
+    "total_tokens": "total_tokens is not steps × batch × sequence",
+}
+
+_CODES = {"optimizer_second_moment": "optimizer", "optimizer_weights": "optimizer", "final_loss": "result-mismatch",
+          "final_logits": "result-mismatch", "total_tokens": "result-mismatch"}  # fmt: skip
+
+
+def limit_at(limits: Limits, name: str, step: int) -> float | None:
+    """The limit of a statistic in a step; None when it is not judged."""
+    limit = limits.get(name)
+    return limit[min(step, len(limit) - 1)] if isinstance(limit, tuple) else limit
+
+
+def ratio(value: float | None, limit: float | None) -> float:
+    """value / limit: over 1 fails; what is not finite counts as infinite; an unjudged statistic as 0."""
+    if limit is None:
+        return 0.0
+    if value is None or not math.isfinite(value):
+        return math.inf
+    return value / limit if limit > 0 else (math.inf if value > limit else 0.0)
+
+
+def judge(measured: list[Measured], limits: Limits) -> Audit:
+    """Each statistic at its worst step, the worst statistic of all, and that one in words."""
+    statistics = [_worst_step(m, limits) for m in measured]
+    worst = max(statistics, key=lambda s: ratio(s.value, s.limit))
+    failing = {s.name: s for s in statistics if not s.passed}
+    named = diagnose(failing) if failing else worst
+    return Audit(worst=named.name, words=in_words(named), statistics=tuple(statistics))
+
+
+def _worst_step(m: Measured, limits: Limits) -> Statistic:
+    steps = range(len(m.values))
+    judged = [ratio(m.values[s], limit_at(limits, m.name, s)) for s in steps]
+    at = max(steps, key=lambda s: (judged[s], m.values[s] if math.isfinite(m.values[s]) else math.inf))
+    place = f"step {at + 1}" + (f", {m.where[at]}" if m.where[at] else "") if len(m.values) > 1 else m.where[at]
+    value = m.values[at] if math.isfinite(m.values[at]) else None
+    return Statistic(name=m.name, value=value, limit=limit_at(limits, m.name, at), where=place)
+
+
+_SPECIFIC = (
+    # The first failing statistic that is at least this large explains the failure best: 1 means "all of it is missing".
+    ("total_tokens", 0.0), ("unmoved", 0.9), ("stale_gradient", 0.5), ("layer_projection", 0.8), ("sequence_attribution", 0.8),
+    ("kind_projection", 0.8), ("tensor_projection", 0.8), ("slice_attribution", 0.8), ("silent", 0.002),
+)  # fmt: skip
+
+ALL_MISSING = 0.8
+"""A gradient whose projection on the true one is off by more than this is missing as a whole: no part of it is to blame."""
+
+
+def diagnose(failing: dict[str, Statistic]) -> Statistic:
+    """Which of several failing statistics to name: one that points at what is missing, before one that only says how much."""
+
+    def by_ratio(statistics: list[Statistic]) -> Statistic:
+        return max(statistics, key=lambda s: ratio(s.value, s.limit))
+
+    others = {name: s for name, s in failing.items() if _CODES.get(name) != "optimizer"}
+    if not others:
+        return by_ratio(list(failing.values()))
+    for s in others.values():
+        if s.value is None:
+            return s
+    whole = others.get("gradient_projection")
+    all_missing = whole is not None and (whole.value or 0.0) > ALL_MISSING
+    for name, enough in _SPECIFIC:
+        found = others.get(name)
+        if found is not None and (found.value or 0.0) >= enough and (not all_missing or name in ("unmoved", "stale_gradient")):
+            return found
+    return whole if whole is not None and all_missing else by_ratio(list(others.values()))
+
+
+def in_words(s: Statistic) -> str:
+    """ "step 5: layer 3 was not trained in full (layer_projection 0.98, limit 0.02)"."""
+    step, _, where = s.where.partition(", ")
+    text = WORDS.get(s.name, s.name).format(where=where or "a part of the work")
+    value = "not a finite number" if s.value is None else f"{s.value:.3g}"
+    measured = f"({s.name} {value}, {'reported only' if s.limit is None else f'limit {s.limit:.3g}'})"
+    return f"{step}: {text} {measured}" if step else f"{text} {measured}"
+
+
+def reason_of(audit: Audit) -> Reason | None:
+    """Why a run fails its audit; None when it passes."""
+    if audit.passed:
+        return None
+    named = next(s for s in audit.statistics if s.name == audit.worst)
+    row = fault("not-finite" if named.value is None else _CODES.get(named.name, "audit"))
+    return Reason(code=row.code, stage=Stage.AUDIT, rule=named.name, message=audit.words, hint=row.advice,
+                  measured=named.value, limit=named.limit)  # fmt: skip
+
+
+def result_statistics(final_loss: float | None, reference_loss: float, logits: torch.Tensor, reference_logits: torch.Tensor, tokens: int, expected_tokens: int) -> list[Measured]:
+    """The contestant's claims about its result against the exam: they prove presence, not time (design.md §2)."""
+    loss = math.nan if final_loss is None else abs(final_loss - reference_loss)
+    centred = reference_logits - reference_logits.mean(dim=-1, keepdim=True)
+    error = float((logits - reference_logits).norm() / centred.norm())
+    off = float(abs(tokens - expected_tokens)) / expected_tokens
+    return [Measured("final_loss", (loss,), ("",)), Measured("final_logits", (error,), ("",)), Measured("total_tokens", (off,), ("",))]
