@@ -58,8 +58,8 @@ class Chain(Section, kw_only=True):
     call_deadline: Positive = 30.0
     """Every call to the node ends within this many seconds, answered or not."""
     redial_first: Positive = 0.5
-    redial_max: Positive = 30.0
-    """Back-off between redials: doubled from the first to the max."""
+    redial_max: Positive = 4.0
+    """Back-off between redials: doubled from the first to the max. Kept short, so that a node that is back is noticed within 5 s."""
     poll_interval: Positive = 3.0
     """How often the head is looked at when no subscription delivers it."""
     reveal_blocks: Count = 20
