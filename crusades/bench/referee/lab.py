@@ -1,0 +1,249 @@
+"""Train one variant (`variants.py`) on one exam, here in the referee's own process, and audit it.
+
+Only for `crusades calibrate` and for tests of the audit: the variants are our own code, so nothing is sandboxed. The
+shared memory, the reads and the audit are those of a real run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from crusades.bench.inside.model import make_optimizer
+from crusades.bench.referee import audit as audits
+from crusades.bench.referee import verdict
+from crusades.bench.referee.desk import expected_of
+from crusades.bench.referee.exam import Exam, optimizer_settings
+from crusades.bench.referee.layout import layer_of
+from crusades.bench.referee.models import Reference
+from crusades.bench.referee.session import Reader
+from crusades.hparams import Profile
+
+Weights = Callable[["Lab", int, torch.Tensor], torch.Tensor]
+"""(lab, step, losses (batch, positions)) → loss weights of the same shape; all ones is honest."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a variant differs from plain eager training. Steps are 0-based."""
+
+    micro: int = 0
+    """Sequences per backward; 0 = all."""
+    compile: str = ""
+    """torch.compile mode; empty = eager."""
+    attention: str = ""
+    """A name of torch.nn.attention.SDPBackend."""
+    checkpointing: bool = False
+    loss: str = "native"
+    """"native", "float" (fp32 logits) or "chunked"."""
+    foreach: bool | None = None
+    autocast: str = ""
+    weights: Weights | None = None
+    edit_gradients: Callable[[Lab, int], None] | None = None
+    edit_logit_gradient: Callable[[torch.Tensor], torch.Tensor] | None = None
+    backward_of_linear: Callable[[Lab, int, nn.Linear, torch.Tensor, torch.Tensor], tuple[torch.Tensor | None, torch.Tensor] | None] | None = None
+    """(lab, step, module, x, dy) → (dx or None for the true one, dw), or None for the true backward."""
+    window: Callable[[int], int] | None = None
+    """step → attention window in tokens; 0 = full."""
+    without_layer: Callable[[int], int | None] | None = None
+    """step → a block that the forward leaves out."""
+    no_update: tuple[int, ...] = ()
+    stale: tuple[int, ...] = ()
+    """Steps that use the gradient of the step before."""
+
+
+@dataclass
+class Lab:
+    """A reference model, an exam, and the state of the variant that is being trained."""
+
+    reference: Reference
+    profile: Profile
+    exam: Exam
+    initial: torch.Tensor
+    generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(11))
+    previous: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Gradients of the step before, for variants that reuse them."""
+    keep_previous: bool = False
+    step: int = 0
+
+    def named(self) -> list[tuple[str, nn.Parameter]]:
+        """Parameters that have a gradient."""
+        return [(n, q) for n, q in self.reference.model.named_parameters() if q.grad is not None]
+
+    def layer(self, name: str) -> int:
+        """The block of a parameter."""
+        return layer_of(name, self.reference.layers)
+
+    def random(self, *shape: int) -> torch.Tensor:
+        """Uniform numbers on the device, from the lab's own generator."""
+        return torch.rand(*shape, generator=self.generator).to(self.reference.device)
+
+    # ---------------------------------------------------------------- training
+
+    def measure(self, recipe: Recipe) -> tuple[list[audits.Measured], float]:
+        """Train by `recipe`, audit: every statistic, and the seconds that training took."""
+        self.reference.restore(self.initial)
+        self.generator.manual_seed(11)
+        self.previous = {}
+        reader = Reader(self.reference, self.exam, self.profile.steps)
+        reader.read(0)
+        optimizer = self._optimizer(recipe)
+        forward = self._forward(recipe)
+        started = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            self._enter(recipe, stack)
+            for step in range(self.profile.steps):
+                self.step = step
+                loss, logits = self._step(recipe, step, optimizer, forward)
+                reader.read(step + 1)
+        seconds = time.monotonic() - started - reader.seconds
+        adam = audits.Adam(**optimizer_settings(self.profile))
+        measured = audits.audit(reader.result(), expected_of(self.exam, self.reference.device), adam, self.profile.audit.group_min)
+        tokens = self.profile.steps * self.profile.batch_size * self.profile.sequence_length
+        measured += verdict.result_statistics(loss, self.exam.losses[-1], logits, self.exam.logits, tokens, tokens)
+        self.reference.model.zero_grad(set_to_none=True)
+        return measured, seconds
+
+    def _optimizer(self, recipe: Recipe) -> torch.optim.Optimizer:
+        parameters = list(self.reference.model.parameters())
+        optimizer = make_optimizer(parameters, optimizer_settings(self.profile))
+        if recipe.foreach is not None:
+            for group in optimizer.param_groups:
+                group.update(fused=None, foreach=recipe.foreach)
+        first, second = (self.reference.layout.views(m) for m in (self.reference.memory.exp_avg, self.reference.memory.exp_avg_sq))
+        device = self.reference.device if optimizer.param_groups[0]["fused"] else "cpu"
+        for name, parameter in self.reference.model.named_parameters():
+            step = torch.zeros((), device=device)
+            optimizer.state[parameter] = {"step": step, "exp_avg": first[name], "exp_avg_sq": second[name]}
+        return optimizer
+
+    def _forward(self, recipe: Recipe) -> Callable[..., torch.Tensor]:
+        model = self.reference.model
+        called = torch.compile(model, mode=None if recipe.compile == "default" else recipe.compile) if recipe.compile else model
+        return lambda x, **extra: called(x, **extra).logits
+
+    def _enter(self, recipe: Recipe, stack: contextlib.ExitStack) -> None:
+        model = self.reference.model
+        if recipe.compile:
+            torch._dynamo.reset()
+        if recipe.checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            stack.callback(model.gradient_checkpointing_disable)
+        if recipe.attention:
+            from torch.nn.attention import SDPBackend, sdpa_kernel
+
+            stack.enter_context(sdpa_kernel(getattr(SDPBackend, recipe.attention)))
+        if recipe.autocast:
+            stack.enter_context(torch.autocast(self.reference.device, dtype=getattr(torch, recipe.autocast)))
+        if recipe.backward_of_linear:
+            stack.enter_context(self._edited_linears(recipe))
+
+    def _step(self, recipe: Recipe, step: int, optimizer: torch.optim.Optimizer, forward: Callable[..., torch.Tensor]) -> tuple[float, torch.Tensor]:
+        tokens = torch.from_numpy(self.exam.batches[step]).to(self.reference.device)
+        size = recipe.micro or len(tokens)
+        total, kept = 0.0, torch.zeros(self.exam.logits.shape)
+        for start in range(0, len(tokens), size):
+            total += self._micro_batch(recipe, step, tokens, slice(start, start + size), forward, kept)
+        if step in recipe.stale and self.previous:
+            for name, parameter in self.reference.model.named_parameters():
+                parameter.grad = self.previous[name].clone()
+        if recipe.edit_gradients:
+            recipe.edit_gradients(self, step)
+        if self.keep_previous or recipe.stale:
+            self.previous = {n: q.grad.clone() for n, q in self.named() if q.grad is not None}
+        if step not in recipe.no_update:
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return total, kept
+
+    def _micro_batch(self, recipe: Recipe, step: int, tokens: torch.Tensor, rows: slice, forward: Callable[..., torch.Tensor], kept: torch.Tensor) -> float:
+        x, y = tokens[rows, :-1], tokens[rows, 1:]
+        with self._shortened(recipe, step):
+            logits = forward(x, **self._mask(recipe, step, x))
+        if recipe.edit_logit_gradient:
+            logits.register_hook(recipe.edit_logit_gradient)
+        losses = self._losses(recipe, logits, y)
+        positions = tokens.shape[0] * y.shape[1]
+        weight = recipe.weights(self, step, losses.detach()) if recipe.weights else None
+        loss = (losses if weight is None else losses * weight).sum() / positions
+        if step not in recipe.stale and step not in recipe.no_update:
+            loss.backward()
+        if step == self.profile.steps - 1:
+            self._keep(logits.detach(), rows, kept)
+        return float(losses.detach().sum() / positions)
+
+    def _losses(self, recipe: Recipe, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """(sequences, positions) cross-entropies."""
+        if recipe.loss == "chunked":
+            parts = [F.cross_entropy(part.flatten(0, 1).float(), t.flatten(), reduction="none").view(t.shape)
+                     for part, t in zip(logits.split(64, 1), y.split(64, 1), strict=True)]  # fmt: skip
+            return torch.cat(parts, 1)
+        used = logits.float() if recipe.loss == "float" or recipe.autocast else logits
+        return F.cross_entropy(used.flatten(0, 1), y.flatten(), reduction="none").view(y.shape)
+
+    def _keep(self, logits: torch.Tensor, rows: slice, kept: torch.Tensor) -> None:
+        width = logits.shape[1]
+        first, last = rows.start * width, rows.start * width + logits.shape[0] * width
+        inside = (self.exam.logit_rows >= first) & (self.exam.logit_rows < last)
+        local = (self.exam.logit_rows[inside] - first).to(logits.device)
+        kept[inside] = logits.flatten(0, 1)[local][:, self.exam.logit_columns.to(logits.device)].float().cpu()
+
+    # ---------------------------------------------------------------- edits
+
+    def _mask(self, recipe: Recipe, step: int, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        window = recipe.window(step) if recipe.window else 0
+        if not window:
+            return {}
+        at = torch.arange(x.shape[1], device=x.device)
+        allowed = (at[None] <= at[:, None]) & (at[:, None] - at[None] < window)
+        dtype = self.reference.layout.dtype
+        mask = torch.zeros(1, 1, x.shape[1], x.shape[1], device=x.device, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+        return {"attention_mask": mask.expand(x.shape[0], -1, -1, -1)}
+
+    @contextlib.contextmanager
+    def _shortened(self, recipe: Recipe, step: int) -> Iterator[None]:
+        out = recipe.without_layer(step) if recipe.without_layer else None
+        inner = self.reference.model.get_submodule("model")
+        whole = inner.layers
+        if out is not None:
+            inner.layers = nn.ModuleList([layer for i, layer in enumerate(whole) if i != out])
+        try:
+            yield
+        finally:
+            inner.layers = whole
+
+    @contextlib.contextmanager
+    def _edited_linears(self, recipe: Recipe) -> Iterator[None]:
+        linears = [m for n, m in self.reference.model.named_modules() if isinstance(m, nn.Linear) and "lm_head" not in n]
+        edit, lab = recipe.backward_of_linear, self
+        assert edit is not None
+
+        class Edited(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x, w, b, module):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
+                ctx.save_for_backward(x, w)
+                ctx.module, ctx.bias = module, b is not None
+                return F.linear(x, w, b)
+
+            @staticmethod
+            def backward(ctx, dy):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
+                x, w = ctx.saved_tensors
+                flat, inputs = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
+                made = edit(lab, lab.step, ctx.module, inputs, flat)
+                dx, dw = made if made is not None else (None, flat.t() @ inputs)
+                dx = flat @ w if dx is None else dx
+                return dx.reshape(x.shape), dw, flat.sum(0) if ctx.bias else None, None
+
+        for module in linears:
+            module.forward = lambda x, m=module: Edited.apply(x, m.weight, m.bias, m)  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            for module in linears:
+                del module.forward
