@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import TextIO
 
 FIELDS = ("submission", "hotkey", "stage", "block")
@@ -45,15 +45,15 @@ _MIN_SECRET = 6
 
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     # A key file's own fields: the JSON of a hotkey, or a repr of it.
-    (re.compile(r"""(["']?(?:secret_?seed|secret_?phrase|private_?key|mnemonic|password|passphrase)["']?\s*[:=]\s*)(["'])(?:\\.|(?!\2).)*\2""", re.I), rf"\1\2{MASK}\2"),
+    (re.compile(r"""(["']?(?:secret_?seed|secret_?phrase|private_?key|mnemonic|password|passphrase)["']?\s*[:=]\s*)(["'])(?:\\.|(?!\2).)*\2""", re.IGNORECASE), rf"\1\2{MASK}\2"),
     # key=value and --key value without quotes.
-    (re.compile(r"\b((?:password|passphrase|secret|token|api_?key|mnemonic|private_?key|secret_?seed)\s*[=:]\s*)[^\s\"',;&]+", re.I), rf"\1{MASK}"),
+    (re.compile(r"\b((?:password|passphrase|secret|token|api_?key|mnemonic|private_?key|secret_?seed)\s*[=:]\s*)[^\s\"',;&]+", re.IGNORECASE), rf"\1{MASK}"),
     # 64-byte expanded private keys. A 32-byte value looks like any hash and is only masked where a name above says what it is.
-    (re.compile(r"\b0x[0-9a-f]{128}\b", re.I), MASK),
-    (re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{8,}", re.I), rf"\1 {MASK}"),
+    (re.compile(r"\b0x[0-9a-f]{128}\b", re.IGNORECASE), MASK),
+    (re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE), rf"\1 {MASK}"),
     (re.compile(r"\bhf_[A-Za-z0-9]{16,}"), MASK),
     # user:password@ in any URL
-    (re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s/@:]+:[^\s/@]+@", re.I), rf"\1{MASK}@"),
+    (re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s/@:]+:[^\s/@]+@", re.IGNORECASE), rf"\1{MASK}@"),
 )
 
 
@@ -89,7 +89,7 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         told: dict[str, object] = {
-            "at": datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds"),
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(), "logger": record.name, "message": _one_line(record),
         }
         told |= {key: value for key, value in _fields(record).items() if key not in told}
@@ -103,7 +103,7 @@ class Terminal(logging.Formatter):
     """`12:00:01 INFO poller: message  submission=… block=…`, local time, traceback below."""
 
     def format(self, record: logging.LogRecord) -> str:
-        at = datetime.fromtimestamp(record.created, timezone.utc).astimezone().strftime("%H:%M:%S")
+        at = datetime.fromtimestamp(record.created, UTC).astimezone().strftime("%H:%M:%S")
         fields = " ".join(f"{key}={value}" for key, value in _fields(record).items())
         line = f"{at} {record.levelname:<7} {record.name.removeprefix('crusades.')}: {_one_line(record)}" + (f"  {fields}" if fields else "")
         if record.exc_info:

@@ -17,7 +17,7 @@ def lines(request):
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(request.param())
-    logger = logging.getLogger(f"crusades.test.{request.node.name}")
+    logger = logging.getLogger("crusades.test_logs")
     logger.addHandler(handler)
     logger.propagate = False
     logger.setLevel(logging.DEBUG)
