@@ -388,19 +388,19 @@ class Chain:
         """Tell what the store knows, once after a start: pending seals, and the commit blocks of opened rows."""
         self._seen.learn(rows)
 
-    async def commitments(self, block_hash: str | None = None) -> list[Commitment]:
-        """Every commitment that the chain knows at a block (best head when None), in order of service.
+    async def commitments(self, block_hash: str | None = None, *, hotkey: str | None = None) -> list[Commitment]:
+        """Every commitment (of one hotkey, when given) that the chain knows at a block (best head when None), in order of service.
 
         Sealed, opened, failed, and, from what earlier reads saw, overwritten and dropped ones: each is a row. Rows are
         provisional above the finalised head that `head` last reported.
         """
         async def ask(state: State) -> list[Commitment]:
             final = self.last_head is not None and state.number <= self.last_head.finalized
-            states = await read.hotkey_states(state, self.netuid)
+            states = await read.hotkey_states(state, self.netuid, hotkey)
             late = await read.look_up(state, self.netuid, states.values(), self._seen, final=final)
             states = read.filled(states.values(), self._seen, late, final=final)
             rows = [row for one in states.values() for row in rows_of(self.netuid, one, provisional=not final)]
-            return order([*rows, *self._seen.gone(rows, states, block=state.number, final=final)])
+            return order([*rows, *self._seen.gone(rows, states, block=state.number, final=final, hotkey=hotkey)])
 
         async with self._reading:
             return await self._at(block_hash, ask)
@@ -469,8 +469,10 @@ class Chain:
         """Whether this hotkey may commit now, and what that would destroy or use up."""
         return await self._at(None, lambda state: read.commit_facts(state, self.netuid, hotkey))
 
-    async def commit(self, payload: bytes, wallet: bt.Wallet, reveal_blocks: int) -> Committed:
+    async def commit(self, payload: bytes, wallet: bt.Wallet, reveal_blocks: int, *, signed: Callable[[Sent], None] | None = None) -> Committed:
         """Seal `payload` (with its length prefix) for about `reveal_blocks` from now and commit it. Signed by the hotkey.
+
+        `signed` is told what was signed before it is sent, so that it can be written down.
 
         Raises Refused with the chain's reason, or Unresolved: read the chain before committing again.
         """
@@ -481,17 +483,18 @@ class Chain:
         reveal_round = DEV_ROUND if self.is_dev else round_at(time.time() + reveal_blocks * self.block_time)
         envelope, _ = core.encrypt_at_round(payload, reveal_round)
         field = {"TimelockEncrypted": {"encrypted": bytes(core.inner_ciphertext(envelope)), "reveal_round": reveal_round}}
-        found = await self._send(bt.calls.Commitments.set_commitment(netuid=self.netuid, info={"fields": [[field]]}), wallet.hotkey, "the commitment")
+        call = bt.calls.Commitments.set_commitment(netuid=self.netuid, info={"fields": [[field]]})
+        found = await self._send(call, wallet.hotkey, "the commitment", signed)
         return Committed(block=found.block, block_hash=found.block_hash, extrinsic=found.extrinsic, reveal_round=reveal_round,
                          reveal_block_estimate=found.block + reveal_blocks)
 
-    async def pay_fee(self, wallet: bt.Wallet) -> str:
+    async def pay_fee(self, wallet: bt.Wallet, *, signed: Callable[[Sent], None] | None = None) -> str:
         """Transfer the competition's fee from the wallet's coldkey; returns the receipt `<block>-<index>`."""
         if not self.settings.fee_rao or not self.settings.fee_address:
             raise ConfigError("no fee is asked: chain.fee_rao and chain.fee_address in hparams.toml are not set")
         self._must_be_compatible()
         call = bt.calls.Balances.transfer_keep_alive(dest={"Id": self.settings.fee_address}, value=self.settings.fee_rao)
-        return (await self._send(call, wallet.coldkey, "the fee")).extrinsic
+        return (await self._send(call, wallet.coldkey, "the fee", signed)).extrinsic
 
     async def receipt(self, receipt: str) -> Receipt | None:
         """The transfer that a receipt `<block>-<index>` names; None when there is none. Pruned when the node forgot the block."""
@@ -516,7 +519,7 @@ class Chain:
         if self.missing:
             raise ChainIncompatible(f"the chain's runtime (spec {self._spec}) lacks {', '.join(self.missing)}; nothing is sent. Update this program.")
 
-    async def _send(self, call: Any, keypair: Any, what: str) -> Included:
+    async def _send(self, call: Any, keypair: Any, what: str, signed: Callable[[Sent], None] | None = None) -> Included:
         """Sign, submit, and find it in a block."""
         async def sign(node: Node) -> tuple[str, Sent]:
             composed = await node.client.compose(call)  # type: ignore[no-untyped-call]  # the SDK leaves it so
@@ -528,6 +531,8 @@ class Chain:
         sent: Sent | None = None
         with trio.move_on_after(self.settings.weights_deadline):
             data, on_its_way = await self._call(sign)
+            if signed is not None:
+                signed(on_its_way)
             sent = on_its_way
             try:
                 await self._call(lambda node: node.rpc("author_submitExtrinsic", data), once=True)

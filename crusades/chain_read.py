@@ -139,9 +139,12 @@ async def owner(state: State, netuid: int) -> Owner:
 # ------------------------------------------------------------------------------------------------ commitments
 
 
-async def hotkey_states(state: State, netuid: int) -> dict[str, HotkeyState]:
-    """Every hotkey that has a live commitment or a reveal, registered or not. One damaged value hides nothing else."""
-    live, opened = await asyncio.gather(state.keys("Commitments", "CommitmentOf", netuid), state.keys("Commitments", "RevealedCommitments", netuid))
+async def hotkey_states(state: State, netuid: int, only: str | None = None) -> dict[str, HotkeyState]:
+    """Every hotkey (or one) that has a live commitment or a reveal, registered or not. A damaged value hides nothing else."""
+    if only is None:
+        live, opened = await asyncio.gather(state.keys("Commitments", "CommitmentOf", netuid), state.keys("Commitments", "RevealedCommitments", netuid))
+    else:
+        live, opened = [state.key("Commitments", "CommitmentOf", netuid, only)], [state.key("Commitments", "RevealedCommitments", netuid, only)]
     live_of = {str(state.last_key("Commitments", "CommitmentOf", key)): key for key in live}
     opened_of = {str(state.last_key("Commitments", "RevealedCommitments", key)): key for key in opened}
     hotkeys = sorted(live_of.keys() | opened_of.keys())

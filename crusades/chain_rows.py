@@ -228,15 +228,16 @@ class Sightings:
             return known
         return max((block for who, block in self.sealed if who == hotkey and block < reveal.block), default=None)
 
-    def gone(self, rows: Sequence[Commitment], states: Mapping[str, HotkeyState], *, block: int, final: bool) -> list[Commitment]:
+    def gone(self, rows: Sequence[Commitment], states: Mapping[str, HotkeyState], *, block: int, final: bool, hotkey: str | None = None) -> list[Commitment]:
         """Seals seen before that are missing at `block`, as rejected rows; and note the seals that are there.
 
-        Only a finalised read says "withdrawn": at the best head a seal may be back one fork later.
+        Only a finalised read says "withdrawn": at the best head a seal may be back one fork later. With `hotkey`, the read
+        was about that one alone.
         """
         here = {(row.hotkey, row.commit_block) for row in rows}
         lost = []
         for key, row in list(self.sealed.items()):
-            if key in here or row.commit_block > block:
+            if key in here or row.commit_block > block or hotkey not in (None, row.hotkey):
                 continue
             why = _why_gone(row, states.get(row.hotkey, HotkeyState(row.hotkey)))
             if why is not None or final:
