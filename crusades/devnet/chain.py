@@ -23,7 +23,9 @@ from crusades.devnet.registry import Registry
 from crusades.devnet.scale import from_hex
 from crusades.devnet.state import State, Storage
 
-Listener = Callable[[Literal["new", "finalized"], Block], None]
+Happening = Literal["new", "finalized", "upgraded"]
+"""A block was made; a block became final; the runtime changed at this block."""
+Listener = Callable[[Happening, Block], None]
 
 _PRUNE_EVERY = 64
 """Blocks between two sweeps over the history, where state is not kept for ever."""
@@ -58,6 +60,8 @@ class Chain:
         self.listeners: list[Listener] = []
         self.journal: Journal | None = None
         self._unfinal: list[Pending] = []
+        self._swept = 0
+        """State before this block is gone for good."""
         self._arrived = threading.Condition(self.lock)
         genesis = genesis_block(self.metadata, _now_ms(), self.spec_version)
         self.ledger = Ledger(genesis, config.finality_lag)
@@ -78,7 +82,8 @@ class Chain:
         number = self.ledger.number(block_hash)
         if number is None:
             raise unknown_block(block_hash)
-        if self.keep_blocks is not None and number < self.head.number - self.keep_blocks:
+        oldest = 0 if self.keep_blocks is None else self.head.number - self.keep_blocks
+        if number < max(oldest, self._swept):
             raise discarded(block_hash)
         return number
 
@@ -92,7 +97,8 @@ class Chain:
     def patching(self) -> Iterator[Env]:
         """Change the head's state from outside, as no extrinsic could: endowing, registering, hyperparameters."""
         with self.lock:
-            yield Env(self.state, self.config, self.head.number)
+            with self.storage.transaction():
+                yield Env(self.state, self.config, self.head.number)
             if self.journal is not None:
                 self.journal.patch(dict(self.storage.changed))
             self.storage.changed.clear()
@@ -150,18 +156,17 @@ class Chain:
         self._unfinal += included
         self._announce(block, included)
         if self.keep_blocks is not None and number % _PRUNE_EVERY == 0:
-            self.storage.prune(number - self.keep_blocks)
+            self._swept = max(self._swept, number - self.keep_blocks)
+            self.storage.prune(self._swept)
 
     def _announce(self, block: Block, included: list[Pending]) -> None:
-        for listener in list(self.listeners):
-            listener("new", block)
+        self._tell("new", block)
         for pending in included:
             pending.tell({"inBlock": block.hash})
         if block.number < self.config.finality_lag:
             return
         finalized = self.ledger.finalized
-        for listener in list(self.listeners):
-            listener("finalized", finalized)
+        self._tell("finalized", finalized)
         for pending in [p for p in self._unfinal if p.block is not None and p.block <= finalized.number]:
             self._unfinal.remove(pending)
             if pending.block is not None:
@@ -217,7 +222,12 @@ class Chain:
             self.metadata = metadata.adapted(self.config.block_time, hidden)
             self.spec_version += 1
             self.pool.clear("invalid")
+            self._tell("upgraded", self.head)
             return self.spec_version
+
+    def _tell(self, happening: Happening, block: Block) -> None:
+        for listener in list(self.listeners):
+            listener(happening, block)
 
 
 def _now_ms() -> int:

@@ -6,7 +6,7 @@ import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal
 
-import bittensor_core as core
+import bittensor_core as core  # type: ignore[import-untyped]  # a compiled module without stubs
 import msgspec
 from msgspec import Meta
 

@@ -54,6 +54,8 @@ class Control:
         """Answer one connection's commands, one after the other, until it ends."""
         try:
             while line := await reader.readline():
+                if not line.startswith(b"{"):  # a browser's POST must not reach a command in its body
+                    break
                 writer.write(json.dumps(await self._answer(line)).encode() + b"\n")
                 await writer.drain()
         except (ConnectionError, ValueError):  # the other side is gone, or sent a line beyond the reader's limit

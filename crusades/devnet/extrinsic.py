@@ -7,7 +7,7 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-import bittensor_core as core
+import bittensor_core as core  # type: ignore[import-untyped]  # a compiled module without stubs
 
 from crusades.devnet.errors import Invalid, RpcError
 from crusades.devnet.metadata import TRANSACTION_VERSION

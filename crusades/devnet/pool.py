@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,7 +43,7 @@ class Pool:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def __iter__(self) -> Iterable[Pending]:
+    def __iter__(self) -> Iterator[Pending]:
         return iter(self._waiting)
 
     def next_nonce(self, signer: str, account_nonce: int) -> int:

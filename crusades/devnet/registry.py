@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import bittensor_core as core
+import bittensor_core as core  # type: ignore[import-untyped]  # a compiled module without stubs
 
 from crusades.devnet.metadata import SPEC_VERSION, TRANSACTION_VERSION
 from crusades.devnet.scale import SS58_FORMAT, address

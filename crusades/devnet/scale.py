@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 
-import bittensor_core as core
+import bittensor_core as core  # type: ignore[import-untyped]  # a compiled module without stubs
 
 SS58_FORMAT = 42
 

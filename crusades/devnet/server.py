@@ -162,7 +162,15 @@ class Server:
         if self._listener is not None:
             return
         config = self.chain.config
-        self._listener = await serve(self._serve, config.host, self.port, max_size=_MAX_FRAME, compression=None, ping_interval=None)
+        self._listener = await serve(
+            self._serve,
+            config.host,
+            self.port,
+            max_size=_MAX_FRAME,
+            compression=None,
+            ping_interval=None,
+            origins=[None],  # a web page that a developer has open must not steer the chain
+        )
         self.port = next(iter(self._listener.sockets)).getsockname()[1]
 
     async def vanish(self) -> None:

@@ -136,7 +136,7 @@ def _checked_row(env: Env, netuid: int, uid: int, hotkey: str, uids: list[int], 
         raise DispatchFailed("WeightVecLengthIsLow")
     values = upscaled(values)
     limit = int(env.get("MaxWeightsLimit", netuid))
-    if not own and limit != U16_MAX and sum(values) and max(values) * U16_MAX > limit * sum(values):
+    if not own and limit != U16_MAX and any(values) and max(values) * U16_MAX > limit * sum(values):
         raise DispatchFailed("MaxWeightExceeded")
     return [[target, value] for target, value in zip(uids, values, strict=True)]
 
@@ -176,7 +176,7 @@ def commit_weights(env: Env, extrinsic: Extrinsic) -> None:
         raise DispatchFailed("CommittingWeightsTooFast")
     index = storage_index(netuid, mechanism)
     rows = read_commits(env, index, epoch_index(env, netuid))
-    if sum(row[0] == who for row in rows) >= MAX_UNREVEALED:
+    if len([row for row in rows if row[0] == who]) >= MAX_UNREVEALED:
         raise DispatchFailed("TooManyUnrevealedCommits")
     _put_commits(env, index, epoch_index(env, netuid), [*rows, (who, env.block, ciphertext, reveal_round)])
     digest = to_hex(hashlib.blake2b(ciphertext, digest_size=32).digest())
