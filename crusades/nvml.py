@@ -38,7 +38,7 @@ SLOWDOWNS = {0x20: "software thermal slowdown", 0x40: "hardware thermal slowdown
 # ------------------------------------------------------------------------------------------------ records
 
 
-class Device(Record, kw_only=True):
+class Device(Record, frozen=True, kw_only=True):
     """One card."""
 
     index: int
@@ -52,7 +52,7 @@ class Device(Record, kw_only=True):
         return f"cuda:{self.index}"
 
 
-class Sample(Record, kw_only=True):
+class Sample(Record, frozen=True, kw_only=True):
     """One look at a card. `at` is on the monotonic clock; None where the card does not say."""
 
     at: float
@@ -64,14 +64,14 @@ class Sample(Record, kw_only=True):
     ecc_uncorrected: int | None = None
 
 
-class Xid(Record, kw_only=True):
+class Xid(Record, frozen=True, kw_only=True):
     """One critical error that the driver reported."""
 
     at: float
     code: int
 
 
-class Blame(Record, kw_only=True):
+class Blame(Record, frozen=True, kw_only=True):
     """Whose doing the events of a window were; each is empty or words."""
 
     void: str = ""
@@ -146,7 +146,7 @@ def descends_from(pid: int, ancestors: frozenset[int], proc: Path = Path("/proc"
 
 def load() -> Any | None:
     """The initialised NVML binding, or None where there is no driver (the usual case on a CPU machine)."""
-    import pynvml
+    import pynvml  # type: ignore[import-untyped]  # ships no types
 
     try:
         pynvml.nvmlInit()

@@ -1,0 +1,88 @@
+"""What an operator must be told, with its cause: pure. The daemon gathers the facts and delivers the words.
+
+Nobody notices weights that silently stopped until the earnings stop, so that is the first alert. Each alert has a key: it
+is told once when it begins, once when it ends, and again after `REPEAT` while it lasts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from crusades.records import Record
+
+REPEAT = 6 * 3600.0
+"""Seconds until a lasting alert is told again."""
+WEIGHTS_LATE_TEMPOS = 2.0
+"""A subnet counts weights once each tempo; two without an update are one lost."""
+CHAIN_BEHIND = 120.0
+"""Seconds without a new head: ten blocks."""
+BACKUP_OLD = 2.0
+"""Backups are late after this many of their own intervals."""
+
+
+class Facts(Record, frozen=True, kw_only=True):
+    """What the alerts look at. None: not known (yet), which never raises an alert."""
+
+    weights_age_tempos: float | None = None
+    weights_cause: str = ""
+    """Why weights are not being set right now, as far as we know."""
+    weights_equal: bool | None = None
+    slots_out: Mapping[str, str] = {}
+    """slot → why it is out of service."""
+    disk_free_bytes: int | None = None
+    disk_low_bytes: int = 0
+    head_age_seconds: float | None = None
+    chain_problem: str = ""
+    backup_age_seconds: float | None = None
+    backup_interval_seconds: float = 86_400.0
+    late: Mapping[str, str] = {}
+    """subsystem → how late."""
+
+
+class Alert(Record, frozen=True, kw_only=True):
+    """One thing that is wrong."""
+
+    key: str
+    text: str
+    """Complete: what, since when or how much, and the cause."""
+
+
+def alerts(facts: Facts) -> list[Alert]:
+    """Everything that is wrong, in the order in which it costs money."""
+    found: list[Alert] = []
+
+    def say(key: str, text: str) -> None:
+        found.append(Alert(key=key, text=text))
+
+    if facts.weights_age_tempos is not None and facts.weights_age_tempos > WEIGHTS_LATE_TEMPOS:
+        say("weights-old", f"our weights on chain are {facts.weights_age_tempos:.1f} tempos old; cause: {facts.weights_cause or 'unknown, see the log'}")
+    if facts.weights_equal is False:
+        say("weights-differ", "the chain holds other weights than those we asked for")
+    found += [Alert(key=f"slot-{slot}", text=f"slot {slot} is out of service: {why or 'unknown'}") for slot, why in sorted(facts.slots_out.items())]
+    if facts.disk_free_bytes is not None and facts.disk_free_bytes < facts.disk_low_bytes:
+        say("disk-low", f"{facts.disk_free_bytes / 2**30:.1f} GiB free in the state directory; wanted {facts.disk_low_bytes / 2**30:.1f} GiB")
+    if facts.head_age_seconds is not None and facts.head_age_seconds > CHAIN_BEHIND:
+        say("chain-behind", f"no new block for {facts.head_age_seconds:.0f} s; cause: {facts.chain_problem or 'the node sends none'}")
+    if facts.backup_age_seconds is not None and facts.backup_age_seconds > BACKUP_OLD * facts.backup_interval_seconds:
+        say("backup-old", f"the newest backup is {facts.backup_age_seconds / 3600:.0f} h old; wanted one each {facts.backup_interval_seconds / 3600:.0f} h")
+    return found + [Alert(key=f"late-{subsystem}", text=f"{subsystem}: {how}") for subsystem, how in sorted(facts.late.items())]
+
+
+@dataclass
+class Telling:
+    """Remembers what was told, so that people hear of a change and not of every look."""
+
+    _told: dict[str, tuple[float, str]] = field(default_factory=dict)
+
+    def due(self, current: Iterable[Alert], now: float) -> list[str]:
+        """The messages to send now."""
+        messages = []
+        standing = {alert.key: alert for alert in current}
+        for key in [key for key in self._told if key not in standing]:
+            messages.append(f"over: {self._told.pop(key)[1]}")
+        for key, alert in standing.items():
+            if key not in self._told or now - self._told[key][0] >= REPEAT:
+                messages.append(alert.text)
+                self._told[key] = (now, alert.text)
+        return messages
