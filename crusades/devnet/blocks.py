@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from typing import Any
 
 from crusades.devnet.config import DEV_GENESIS_PREFIX
-from crusades.devnet.scale import compact, from_hex, to_hex
+from crusades.devnet.scale import compact, from_hex, sized, to_hex
 
 _NO_HASH = bytes(32)
 
@@ -22,6 +23,13 @@ class Block:
     time_ms: int
     extrinsics: tuple[bytes, ...]
     spec_version: int
+    seed: bytes = b""
+    """Random bytes in the header, so that no two dev chains share a block but genesis."""
+
+    @property
+    def digest_item(self) -> bytes:
+        """The one log of the header: a pre-runtime item of an engine of our own, with the seed."""
+        return b"\x06crus" + sized(self.seed)
 
     @property
     def extrinsics_root(self) -> bytes:
@@ -35,7 +43,7 @@ class Block:
             "number": hex(self.number),
             "stateRoot": to_hex(_NO_HASH),
             "extrinsicsRoot": to_hex(self.extrinsics_root),
-            "digest": {"logs": []},
+            "digest": {"logs": [to_hex(self.digest_item)] if self.number else []},
         }
 
 
@@ -47,10 +55,9 @@ def genesis_block(metadata: bytes, time_ms: int, spec_version: int) -> Block:
 
 def next_block(parent: Block, time_ms: int, extrinsics: tuple[bytes, ...], spec_version: int) -> Block:
     """A child of `parent`; its hash is that of its SCALE-encoded header."""
-    draft = Block(parent.number + 1, "", parent.hash, time_ms, extrinsics, spec_version)
-    header = from_hex(parent.hash) + compact(draft.number) + _NO_HASH + draft.extrinsics_root + compact(0)
-    digest = to_hex(hashlib.blake2b(header, digest_size=32).digest())
-    return Block(draft.number, digest, parent.hash, time_ms, extrinsics, spec_version)
+    draft = Block(parent.number + 1, "", parent.hash, time_ms, extrinsics, spec_version, os.urandom(8))
+    header = from_hex(parent.hash) + compact(draft.number) + _NO_HASH + draft.extrinsics_root + compact(1) + draft.digest_item
+    return replace(draft, hash=to_hex(hashlib.blake2b(header, digest_size=32).digest()))
 
 
 class Ledger:

@@ -43,6 +43,7 @@ class Made(msgspec.Struct, tag="block", array_like=True, frozen=True):
     time_ms: int
     extrinsics: tuple[bytes, ...]
     spec_version: int
+    seed: bytes
     changed: Changes
 
 
@@ -80,8 +81,8 @@ class FileJournal:
 
     def block(self, block: Block, changed: Changes) -> None:
         """A block was made, with these changes of storage."""
-        spec = block.spec_version
-        self._write(Made(block.number, block.hash, block.parent, block.time_ms, block.extrinsics, spec, changed))
+        fields = (block.number, block.hash, block.parent, block.time_ms, block.extrinsics, block.spec_version, block.seed)
+        self._write(Made(*fields, changed))
 
     def patch(self, changed: Changes) -> None:
         """Storage was changed at the head, outside any block."""
@@ -157,7 +158,7 @@ def _play(chain: Chain, frame: Frame, path: Path) -> None:
                 raise ConfigError(f"{path} holds another dev chain (started with another block time or version); use another file")
             chain.restart(genesis_block(chain.metadata, frame.genesis_time_ms, chain.spec_version), frame.changed)
         case Made():
-            block = Block(frame.number, frame.hash, frame.parent, frame.time_ms, frame.extrinsics, frame.spec_version)
+            block = Block(frame.number, frame.hash, frame.parent, frame.time_ms, frame.extrinsics, frame.spec_version, frame.seed)
             chain.replay(block, frame.changed)
         case Patch():
             for key, value in frame.changed.items():
