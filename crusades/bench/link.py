@@ -121,7 +121,8 @@ def start_referee(workdir: Path, gpu: int | None) -> RefereeLink:
     ours, theirs = socket.socketpair()
     log = workdir / "referee.log"
     environment = {key: os.environ[key] for key in PASSED_ENVIRONMENT if key in os.environ}
-    environment |= {"HOME": str(workdir), "CUDA_VISIBLE_DEVICES": "" if gpu is None else str(gpu), "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    environment |= {"HOME": str(workdir), "CUDA_VISIBLE_DEVICES": "" if gpu is None else str(gpu)}
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     with theirs, log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "crusades.bench.referee.process", "--fd", str(theirs.fileno())],

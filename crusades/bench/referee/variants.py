@@ -39,7 +39,7 @@ def everything(steps: int, layers: int, batch: int, *, cuda: bool, low_precision
     """All variants for a workload. `low_precision`: the weights are bf16, so bf16 products are honest."""
     found = [*_honest(batch, cuda=cuda)]
     found += [*_tokens(steps), *_sequences(steps, batch), *_steps(steps), *_layers(steps, layers), *_tensors(steps, layers), *_rows(steps)]
-    found += [*_precision(steps, low_precision=low_precision), *_attention(steps), *_softmax(), *_red_team(steps, layers)]
+    found += [*_precision(steps, low_precision=low_precision), *_attention(steps), *_softmax(), *_red_team(steps, batch)]
     names = [v.name for v in found]
     assert len(names) == len(set(names)), "two variants share a name"
     return found
@@ -349,7 +349,7 @@ def _control_variate(share: float, steps: tuple[int, ...]) -> Callable[[Lab, int
     return _rows_of(share, steps, smallest=False, fill="stale")
 
 
-def _red_team(steps: int, layers: int) -> Iterator[Variant]:
+def _red_team(steps: int, batch: int) -> Iterator[Variant]:
     last, late = (steps - 1,), tuple(range(max(0, steps - 2), steps))
 
     def team(name: str, work: float, recipe: Recipe, *, keep_previous: bool = False) -> Variant:
@@ -362,7 +362,7 @@ def _red_team(steps: int, layers: int) -> Iterator[Variant]:
     yield team("weight gradients from half of the tokens, last two steps", 1 / 15, Recipe(backward_of_linear=_half_tokens_backward(late, 0.5, lower=False)))
     yield team("weight gradients from 90 % of the tokens, last step", 1 / 150, Recipe(backward_of_linear=_half_tokens_backward(last, 0.9, lower=False)))
     yield team("weight gradients from half of the tokens in the lower layers, last two steps", 1 / 30, Recipe(backward_of_linear=_half_tokens_backward(late, 0.5, lower=True)))
-    yield team("one sequence of each pair reweighted, last step", 1 / 15, Recipe(weights=_without_sequences(4, last, easiest=False, reweight=True)))
+    yield team("one sequence of each pair reweighted, last step", 1 / 15, Recipe(weights=_without_sequences(batch // 2, last, easiest=False, reweight=True)))
     yield team("half of the rows reweighted, last two steps", 1 / 15, Recipe(edit_gradients=_rows_of(0.5, late, smallest=False, fill="reweight")))
     yield team("half of the rows by a stale control variate, last step", 1 / 30, Recipe(edit_gradients=_control_variate(0.5, last)), keep_previous=True)
     yield team("a tenth of the rows by a stale control variate, last step", 1 / 150, Recipe(edit_gradients=_control_variate(0.1, last)), keep_previous=True)
