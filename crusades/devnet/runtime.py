@@ -56,6 +56,8 @@ def validate(env: Env, extrinsic: Extrinsic) -> frozenset[str]:
     if call is None:
         return frozenset()
     try:
+        if call.decode is not None:
+            call.decode(extrinsic)
         if call.guard is not None and env.config.pool_checks:
             call.guard(env, extrinsic)
         return call.tags(env, extrinsic) if call.tags is not None else frozenset()

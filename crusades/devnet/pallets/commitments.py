@@ -99,15 +99,19 @@ def _guard(env: Env, extrinsic: Extrinsic) -> None:
         raise DispatchFailed("HotKeyNotRegisteredInSubNet")
 
 
-@call("Commitments.set_commitment", pays_fee=False, guard=_guard)
+def _fields(extrinsic: Extrinsic) -> tuple[Field, ...]:
+    reader = Reader(extrinsic.call_bytes)
+    reader.take(4)  # pallet, call, netuid
+    return read_fields(reader)
+
+
+@call("Commitments.set_commitment", pays_fee=False, guard=_guard, decode=_fields)
 def set_commitment(env: Env, extrinsic: Extrinsic) -> None:
     """Replace the hotkey's commitment; a seal that was still closed is gone unopened."""
     who, netuid = extrinsic.signer, int(extrinsic.args["netuid"])
     if neurons.uid_of(env, netuid, who) is None:
         raise DispatchFailed("AccountNotAllowedCommit", PALLET)
-    reader = Reader(extrinsic.call_bytes)
-    reader.take(4)  # pallet, call, netuid
-    fields = read_fields(reader)
+    fields = _fields(extrinsic)
     if len(fields) > MAX_FIELDS:
         raise DispatchFailed("TooManyFieldsInCommitmentInfo", PALLET)
     if any(field.variant == _FAILED for field in fields):

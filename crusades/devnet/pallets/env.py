@@ -42,6 +42,9 @@ Run = Callable[[Env, Extrinsic], None]
 Guard = Callable[[Env, Extrinsic], None]
 """Checks that the pool makes and that are made again before the call runs. Raises DispatchFailed."""
 Tags = Callable[[Env, Extrinsic], frozenset[str]]
+"""What the extrinsic claims in the pool beside its nonce."""
+Decode = Callable[[Extrinsic], object]
+"""Reads the arguments that have bounds. Raises ValueError for what the chain could not decode."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +55,20 @@ class Call:
     pays_fee: bool = True
     guard: Guard | None = None
     tags: Tags | None = None
+    decode: Decode | None = None
 
 
 CALLS: dict[str, Call] = {}
 """`Pallet.function` → call."""
 
 
-def call(name: str, *, pays_fee: bool = True, guard: Guard | None = None, tags: Tags | None = None) -> Callable[[Run], Run]:
+def call(
+    name: str, *, pays_fee: bool = True, guard: Guard | None = None, tags: Tags | None = None, decode: Decode | None = None
+) -> Callable[[Run], Run]:
     """Register the decorated function as the call `Pallet.function`."""
 
     def register(run: Run) -> Run:
-        CALLS[name] = Call(run, pays_fee, guard, tags)
+        CALLS[name] = Call(run, pays_fee, guard, tags, decode)
         return run
 
     return register

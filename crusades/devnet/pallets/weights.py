@@ -31,6 +31,13 @@ def _mechanism(extrinsic: Extrinsic) -> tuple[int, int]:
     return int(extrinsic.args["netuid"]), int(extrinsic.args.get("mecid", 0))
 
 
+def _commit_args(extrinsic: Extrinsic) -> tuple[bytes, int, int]:
+    """(ciphertext, round, version), to the byte."""
+    reader = Reader(extrinsic.call_bytes)
+    reader.take(5 if "mecid" in extrinsic.args else 4)  # pallet, call, netuid and mechanism
+    return reader.sized(MAX_COMMIT), reader.uint(8), reader.uint(2)
+
+
 def _has_stake(env: Env, netuid: int, hotkey: str) -> bool:
     return hotkey == env.get("SubnetOwnerHotkey", netuid) or neurons.stake(env, netuid, hotkey) >= int(env.get("StakeThreshold"))
 
@@ -150,15 +157,8 @@ def upscaled(values: list[int]) -> list[int]:
 # ------------------------------------------------------------------------------------------------ committing
 
 
-def _commit_args(extrinsic: Extrinsic) -> tuple[bytes, int, int]:
-    """(ciphertext, round, version), to the byte."""
-    reader = Reader(extrinsic.call_bytes)
-    reader.take(5 if "mecid" in extrinsic.args else 4)  # pallet, call, netuid and mechanism
-    return reader.sized(MAX_COMMIT), reader.uint(8), reader.uint(2)
-
-
-@call("SubtensorModule.commit_timelocked_weights", pays_fee=False, guard=_guard_commit, tags=_commit_tags)
-@call("SubtensorModule.commit_timelocked_mechanism_weights", pays_fee=False, guard=_guard_commit, tags=_commit_tags)
+@call("SubtensorModule.commit_timelocked_weights", pays_fee=False, guard=_guard_commit, tags=_commit_tags, decode=_commit_args)
+@call("SubtensorModule.commit_timelocked_mechanism_weights", pays_fee=False, guard=_guard_commit, tags=_commit_tags, decode=_commit_args)
 def commit_weights(env: Env, extrinsic: Extrinsic) -> None:
     """Store sealed weights under the current epoch. LastUpdate moves now, not when they are opened."""
     netuid, mechanism = _mechanism(extrinsic)
