@@ -34,6 +34,7 @@ import bittensor_core as core  # type: ignore[import-untyped]  # a compiled modu
 import trio
 from bittensor import settings as sdk
 from bittensor._transport.errors import MaxRetriesExceeded, RpcPolicyRejection, StateDiscardedError, SubstrateRequestException
+from bittensor.result import chain_error_from_substrate_request
 
 from crusades import chain_read as read
 from crusades import hparams
@@ -113,7 +114,8 @@ class Node:
         self._runtimes: dict[int, core.Runtime] = {}
         self._states: dict[str, State] = {}
         self._lacking: dict[int, tuple[str, ...]] = {}
-        self._stream: AsyncIterator[bt.BlockHeader] | None = None
+        self._pump: asyncio.Task[None] | None = None
+        self._news = asyncio.Event()
 
     async def rpc(self, method: str, *params: Any) -> Any:
         """One JSON-RPC question."""
@@ -189,11 +191,43 @@ class Node:
         return self._lacking[self.spec]
 
     async def next_block(self) -> None:
-        """Return when a new best block is announced. A subscription that failed or was cancelled is begun anew next time."""
-        stream, self._stream = self._stream, None
-        stream = self.client.blocks() if stream is None else stream
-        await anext(stream)
-        self._stream = stream
+        """Return when a new best block is announced. Raises what ended the subscription, and subscribes anew next time."""
+        if self._pump is None:
+            self._pump = asyncio.create_task(self._listen())
+        news = asyncio.create_task(self._news.wait())
+        try:
+            await asyncio.wait({news, self._pump}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            news.cancel()
+        if self._pump.done():
+            pump, self._pump = self._pump, None
+            pump.result()
+        self._news.clear()
+
+    async def _listen(self) -> None:
+        async for _header in self.client.blocks():
+            self._news.set()
+
+    async def end(self) -> None:
+        """Hang up. The subscription ends first, and by force where it waits for a dead node: the SDK would dial again to unsubscribe."""
+        pump, self._pump = self._pump, None
+        for _ in range(3):
+            if pump is None or pump.done():
+                break
+            pump.cancel()
+            await asyncio.wait({pump}, timeout=0.2)
+        if pump is not None and pump.done() and not pump.cancelled():
+            pump.exception()  # it has been told already, or nobody cares any more
+        await self.substrate.close()
+
+    async def submit(self, data: str) -> None:
+        """Hand a signed extrinsic to the pool, once. Refused with the chain's reason; any other error leaves it open."""
+        try:
+            await self.rpc("author_submitExtrinsic", data)
+        except SubstrateRequestException as error:
+            if error.payload is None or "already imported" in str(error).lower():
+                raise
+            raise Refused(_in_words(chain_error_from_substrate_request(error))) from error
 
     async def holds(self, sent: Sent, number: int) -> Included | None:
         """The extrinsic, if block `number` holds it. ChainError when it is there and failed."""
@@ -207,7 +241,7 @@ class Node:
         if result is None:
             return None
         if not result.success:
-            raise Refused(f"the chain refused {sent.what} in block {number}: {_in_words(result)}")
+            raise Refused(f"the chain refused {sent.what} in block {number}: {_in_words(result.error or bt.ChainError(result.message))}")
         return Included(block=number, block_hash=block_hash, extrinsic=f"{number}-{int(str(result.extrinsic_id).rpartition('-')[2])}")
 
 
@@ -216,12 +250,9 @@ def _is_pruned(text: str) -> bool:
     return "discarded" in lowered or "unknownblock" in lowered or "unknown block" in lowered or "header was not found" in lowered
 
 
-def _in_words(result: bt.ExtrinsicResult) -> str:
-    error = result.error
-    if error is None:
-        return result.message or "no reason given"
-    name = f"{error.name}: " if error.name else ""
-    return f"{name}{error.message.strip()} {error.remediation or ''}".strip()
+def _in_words(error: bt.ChainError) -> str:
+    words = [f"{error.name}:" if error.name else "", error.message.strip(), error.remediation or ""]
+    return " ".join(word for word in words if word)
 
 
 async def _dial(network: str, archives: Sequence[str], genesis: Callable[[], str], endpoints: Sequence[str]) -> Node:
@@ -241,7 +272,7 @@ async def _dial(network: str, archives: Sequence[str], genesis: Callable[[], str
 
 
 async def _hang_up(node: Node) -> None:
-    await node.substrate.close()
+    await node.end()
 
 
 def _classify(error: Exception) -> Trouble | None:
@@ -347,7 +378,9 @@ class Chain:
         self.last_head = head
         if spec != self._spec:
             log.info("runtime spec %s (was %s)%s", spec, self._spec or "unknown", f": it lacks {', '.join(self.missing)}" if self.missing else "")
-            self._spec = spec
+            upgraded, self._spec = bool(self._spec), spec
+            if upgraded:
+                await self._link.renew()  # the SDK would sign for the old runtime for up to twelve seconds more
         return head
 
     async def heads(self) -> AsyncGenerator[Head, None]:
@@ -535,7 +568,8 @@ class Chain:
                 signed(on_its_way)
             sent = on_its_way
             try:
-                await self._call(lambda node: node.rpc("author_submitExtrinsic", data), once=True)
+                patience = min(self.settings.call_deadline, max(2.0, self.block_time))
+                await self._call(lambda node: node.submit(data), once=True, deadline=patience)
             except Refused as error:
                 if "already imported" not in str(error).lower():
                     raise Refused(f"the chain refused {what}: {error}") from error

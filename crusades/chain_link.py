@@ -75,35 +75,32 @@ class Link(Generic[C]):
         """What `ask(connection)` returns. With `once` nothing is asked twice, for questions that act; with `quiet` the
         deadline is no sign of a dead connection (nothing may have happened to tell of).
 
-        Raises ChainError when the deadline (seconds) passes, the node refuses, or (`once`) the connection breaks.
+        Deadlines are the bridge's, in real time, whatever clock drives trio. Raises ChainError when the deadline (seconds) passes, the node refuses, or (`once`) the connection breaks.
         """
         limit = self._call_deadline if deadline is None else deadline
-        connection: C | None = None
-        try:
-            with trio.fail_after(limit):
-                while True:
-                    connection = await self._connected()
-                    try:
-                        answer = await self._ask(connection, ask)
-                    except _Lost as error:
-                        await self._drop(connection, str(error))
-                        if once:
-                            raise ChainError(f"the connection to {self.endpoint} broke: {error}") from error.__cause__
-                        connection = None
-                        continue
-                    self._delay, self.problem = 0.0, ""
-                    return answer
-        except trio.TooSlowError:
-            words = f"{self.endpoint} gave no answer within {limit:g} s" + (f" ({self.problem})" if self.problem else "")
-            if connection is not None and not quiet:
-                await self._drop(connection, words)
-                self._rotate()
-            raise ChainError(words) from None
+        ends = trio.current_time() + limit
+        while True:
+            connection = await self._connected(ends, limit)
+            try:
+                answer = await self._ask(connection, ask, max(0.001, ends - trio.current_time()))
+            except _Lost as error:
+                await self._drop(connection, str(error))
+                if once:
+                    raise ChainError(f"the connection to {self.endpoint} broke: {error}") from error.__cause__
+            except trio.TooSlowError:
+                words = f"{self.endpoint} gave no answer within {limit:g} s"
+                if not quiet:
+                    await self._drop(connection, words)
+                    self._rotate()
+                raise ChainError(words) from None
+            else:
+                self._delay, self.problem = 0.0, ""
+                return answer
 
-    async def _ask(self, connection: C, ask: Callable[[C], Awaitable[T]]) -> T:
+    async def _ask(self, connection: C, ask: Callable[[C], Awaitable[T]], deadline: float) -> T:
         try:
-            return await self._bridge.run(lambda: ask(connection))
-        except CrusadesError:
+            return await self._bridge.run(lambda: ask(connection), deadline=deadline)
+        except (CrusadesError, trio.TooSlowError):
             raise
         except Exception as error:
             trouble = self._classify(error)
@@ -120,19 +117,23 @@ class Link(Generic[C]):
                 words = f"{self.endpoint} gave an answer that makes no sense: {words}" if trouble is Trouble.NONSENSE else words
             raise (Refused if trouble is Trouble.REFUSED else ChainError)(words) from error
 
-    async def _connected(self) -> C:
-        """The connection, dialled if need be, until the caller's deadline ends it."""
+    async def _connected(self, ends: float, limit: float) -> C:
+        """The connection, dialled if need be. Whoever waits for the lock gets the connection, or his own turn to dial."""
         async with self._lock:
             while self._connection is None:
-                if self._delay:
-                    await trio.sleep(self._delay)
+                left = ends - trio.current_time()
+                if left <= self._delay:
+                    await trio.sleep(max(0.0, left))
+                    raise ChainError(f"{self.endpoint} gave no answer within {limit:g} s ({self.problem})")
+                await trio.sleep(self._delay)
                 self._delay = min(self._max, self._delay * 2 or self._first)
+                left = ends - trio.current_time()
                 self.dials += 1
                 try:
-                    self._connection = await self._bridge.run(partial(self._dial, tuple(self._endpoints)), deadline=self._call_deadline)
+                    self._connection = await self._bridge.run(partial(self._dial, tuple(self._endpoints)), deadline=left)
                     log.info("connected to %s", self.endpoint)
                 except trio.TooSlowError:
-                    self._note(f"{self.endpoint} did not finish the connection within {self._call_deadline:g} s")
+                    self._note(f"{self.endpoint} did not finish the connection within {left:.1f} s")
                 except ChainError as error:
                     self._note(str(error))
                 except CrusadesError:
@@ -168,6 +169,12 @@ class Link(Generic[C]):
                 if self._classify(error) is None:
                     raise
                 log.debug("closing the old connection: %s", error)
+
+    async def renew(self) -> None:
+        """Hang up so that the next call dials anew."""
+        if self._connection is not None:
+            await self._drop(self._connection, "")
+            self._delay = 0.0
 
     async def aclose(self) -> None:
         """Hang up for good."""
