@@ -153,9 +153,9 @@ def choose_profile(hparams: HParams, profile: str | None, device: str) -> tuple[
 
 def submit(arguments: Arguments) -> int:
     """Pre-flight, commit, and optionally follow to the verdict."""
-    from crusades.submission import run_submit
+    from crusades.cli_submit import submit as run
 
-    return run_submit(arguments, read_hparams(arguments))
+    return run(arguments, read_hparams(arguments), say, print_json)
 
 
 def status(arguments: Arguments) -> int:
@@ -232,10 +232,17 @@ def calibrate(arguments: Arguments) -> int:
 
 
 def setup(arguments: Arguments) -> int:
-    """Fetch and tokenise what a profile needs."""
-    from crusades.bench.setup import run_setup
+    """Fetch and tokenise what a profile needs, once; referee and contestants work offline."""
+    from crusades.bench.referee.setup import SetupConfig, run_setup
 
-    return run_setup(read_hparams(arguments), arguments.profile)
+    hparams = read_hparams(arguments)
+    name = arguments.profile or hparams.competition.profile
+    done = run_setup(SetupConfig(profile_name=name, profile=hparams.profile(name), verify=arguments.verify, on_progress=say))
+    if arguments.json:
+        print_json({"profile": name, **done})
+    else:
+        print("\n".join(f"{what}: {where}" for what, where in done.items()))
+    return 0
 
 
 def install_service(arguments: Arguments) -> int:

@@ -76,9 +76,10 @@ def parser() -> argparse.ArgumentParser:
     _wallet_flags(command)
     _chain_flags(command)
     command.add_argument("--hparams", metavar="FILE", help="rules to check by (default: hparams.toml here, else the project's)")
-    command.add_argument("--url", dest="validator", metavar="HOST:PORT", default=DEFAULT_URL, help=f"a validator to ask while waiting (default: {DEFAULT_URL})")
+    command.add_argument("--url", dest="validator", metavar="HOST:PORT", help="a validator to ask while waiting (default: none, and --wait ends with the reveal)")
     command.add_argument("--wait", action="store_true", help="follow the submission to its verdict")
     command.add_argument("--dry-run", action="store_true", help="do everything but sign")
+    command.add_argument("--replace-pending", action="store_true", help="commit even though an earlier commitment is still sealed, which destroys it")
     command.add_argument("--yes", action="store_true", help="do not ask before signing")
     _json_flag(command)
 
@@ -102,7 +103,9 @@ def parser() -> argparse.ArgumentParser:
 
     command = add("setup", "download and prepare the model and data of a profile; nothing else talks to the hub")
     command.add_argument("--profile", metavar="P", help="workload of hparams.toml (default: the competition's)")
-    command.add_argument("--hparams", metavar="FILE", help="default: hparams.toml here, else the project's")
+    command.add_argument("--hparams", metavar="FILE", help="where the profile stands (default: hparams.toml here, else the project's)")
+    command.add_argument("--verify", action="store_true", help="compare every checksum of what is there already")
+    _json_flag(command)
 
     command = add("install-service", "install the validator as a systemd service")
     command.add_argument("--dry-run", action="store_true", help="print what would be done")

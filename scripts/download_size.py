@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import urllib.parse
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,10 +31,11 @@ def planned(arguments: list[str]) -> list[dict[str, Any]] | None:
 
 
 def size(url: str) -> int:
-    """Bytes of the file at `url`; 0 when its host does not say."""
-    if not url.startswith("http"):
-        return 0
+    """Bytes of the file at `url`, which may be a local one; 0 when nobody says, and for a folder."""
     try:
+        if url.startswith("file:"):
+            path = Path(urllib.request.url2pathname(urllib.parse.urlsplit(url).path))
+            return path.stat().st_size if path.is_file() else 0
         with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PATIENCE) as answer:
             return int(answer.headers.get("Content-Length") or 0)
     except (OSError, ValueError):

@@ -1,0 +1,149 @@
+"""`crusades submit`: pre-flight, consent, commit, follow. The work is `submission.py`'s; this is what a person sees of it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import getpass
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import trio
+
+from crusades import fetch, rules, submission
+from crusades.asyncio_bridge import open_bridge
+from crusades.chain import Chain, open_chain, open_wallet
+from crusades.errors import UsageError
+from crusades.fees import asks_fee
+from crusades.hparams import HParams
+from crusades.submission import Preflight, Progress, Ticket, Tickets
+
+DEV_NETUID = 1
+"""The subnet of a dev network when none is named."""
+
+Say = Callable[[str], None]
+
+
+def tickets_folder() -> Path:
+    """Where tickets are kept: a crash or Ctrl-C between signing and inclusion must not lose what was signed."""
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "crusades" / "tickets"
+
+
+async def run_submit(arguments: argparse.Namespace, hparams: HParams, say: Say, show: Callable[[Any], None]) -> int:
+    """The command; returns its exit code. `say` takes progress, `show` the JSON document."""
+    if arguments.netuid is None and not (arguments.network == "dev" or "://" in arguments.network):
+        raise UsageError(f"--netuid is needed on {arguments.network}")
+    interactive = sys.stdin.isatty() and not arguments.json
+    wallet = open_wallet(arguments.wallet_name, arguments.wallet_hotkey, arguments.wallet_path,
+                         password=getpass.getpass if interactive else None, coldkey=asks_fee(hparams.chain))  # fmt: skip
+    netuid = DEV_NETUID if arguments.netuid is None else arguments.netuid
+    async with open_bridge() as bridge, open_chain(hparams.chain, arguments.network, netuid, bridge, wallet=wallet) as chain:
+        await chain.check()
+        if arguments.netuid is None and not chain.is_dev:
+            raise UsageError(f"{arguments.network} is a real chain: --netuid is needed")
+        return await _Submit(arguments, hparams, chain, wallet, say, show, interactive).run()
+
+
+class _Submit:
+    """One call of the command."""
+
+    def __init__(self, arguments: argparse.Namespace, hparams: HParams, chain: Chain, wallet: Any, say: Say, show: Callable[[Any], None], interactive: bool) -> None:
+        self.arguments, self.settings, self.chain, self.wallet = arguments, hparams.chain, chain, wallet
+        self.say, self.show, self.interactive = say, show, interactive
+        self.tickets = Tickets(tickets_folder())
+        self.fetch = msgspec.structs.replace(hparams.fetch, allow_loopback=True) if chain.is_dev else hparams.fetch
+        self.last: Progress | None = None
+
+    async def run(self) -> int:
+        seen = await submission.preflight(
+            self.chain, self.arguments.url, self.wallet.hotkey.ss58_address, self.settings,
+            preview=lambda url: fetch.preview(url, self.fetch), check=rules.scan, replace_pending=self.arguments.replace_pending,
+        )  # fmt: skip
+        ticket = self._earlier(seen)
+        if ticket is None:
+            if not seen.ok:
+                return self._refuse(seen)
+            self._explain(seen)
+            if self.arguments.dry_run:
+                self.say("dry run: nothing was signed")
+                self._show(seen, None)
+                return 0
+            if not self._consent(seen):
+                self.say("nothing was signed")
+                return 1
+            ticket = submission.new_ticket(self.chain, seen, self.settings.reveal_blocks)
+        ticket = await submission.submit(self.chain, self.wallet, ticket, self.tickets, self.settings)
+        self.say(f"committed in block {ticket.commit_block} as submission {ticket.submission_id}; opens about block {ticket.reveal_block_estimate}")
+        if self.arguments.wait:
+            ticket = await self._follow(ticket)
+        self._show(seen, ticket)
+        return self.last.exit_code if self.last else 0
+
+    def _earlier(self, seen: Preflight) -> Ticket | None:
+        """What an interrupted call of the same command left: it is gone on with, never repeated."""
+        if seen.payload is None or self.arguments.replace_pending or self.arguments.dry_run:
+            return None
+        ticket = self.tickets.unfinished(self.chain.genesis, self.chain.netuid, seen.hotkey, seen.payload)
+        if ticket is None or ticket.stage == "prepared":
+            return None
+        self.say(f"going on with the submission of this file that stands at {ticket.stage!r}")
+        return ticket
+
+    def _explain(self, seen: Preflight) -> None:
+        assert seen.payload is not None
+        self.say(f"file:    {seen.payload.url}\nsha256:  {seen.payload.sha256}  ({seen.size:,} bytes, no findings)")
+        for line in seen.effects:
+            self.say(f"effect:  {line}")
+
+    def _refuse(self, seen: Preflight) -> int:
+        for problem in seen.problems:
+            self.say(f"[{problem.code}{' ' + problem.rule if problem.rule else ''}] {problem.message}\n    to do: {problem.hint}")
+        self.say("nothing was signed")
+        self._show(seen, None)
+        return 1
+
+    def _consent(self, seen: Preflight) -> bool:
+        if self.arguments.yes:
+            return True
+        if self.interactive:
+            return input("sign and send? [y/N] ").strip().lower() in ("y", "yes")
+        if seen.fee_rao:
+            raise UsageError("a fee would be paid and nobody can be asked here: say --yes")
+        return True
+
+    async def _follow(self, ticket: Ticket) -> Ticket:
+        url = self.arguments.validator
+        async with httpx.AsyncClient(timeout=10.0, trust_env=False) as client:
+            ask = submission.ask_validator(client, url) if url else None
+            async with contextlib.aclosing(submission.follow(self.chain, ticket, self.tickets, ask=ask)) as steps:
+                async for step in steps:
+                    self.last, ticket = step, step.ticket
+                    self.say(step.words)
+        if ask is None and ticket.stage == "revealed":
+            self.say("revealed; --url HOST:PORT of a validator follows it to the verdict")
+        return ticket
+
+    def _show(self, seen: Preflight, ticket: Ticket | None) -> None:
+        if not self.arguments.json:
+            return
+        last = self.last
+        self.show({
+            "ok": seen.ok or ticket is not None, "dry_run": self.arguments.dry_run, "network": self.arguments.network, "netuid": self.chain.netuid, "hotkey": seen.hotkey,
+            "payload": ticket.payload if ticket else seen.payload, "effects": seen.effects, "problems": () if ticket else seen.problems, "findings": seen.findings,
+            "submission_id": ticket.submission_id if ticket else None, "commit_block": ticket.commit_block if ticket else None,
+            "reveal_round": ticket.reveal_round if ticket else None, "reveal_block_estimate": ticket.reveal_block_estimate if ticket else None,
+            "status": ticket.stage if ticket else None, "verdict": last.verdict if last else None, "score_mfu": last.score_mfu if last else None,
+            "reason": ticket.reason if ticket else None,
+        })  # fmt: skip
+
+
+def submit(arguments: argparse.Namespace, hparams: HParams, say: Say, show: Callable[[Any], None]) -> int:
+    """`crusades submit` from start to exit code. Raises ChainError and FetchFault for the outside's faults."""
+    return trio.run(run_submit, arguments, hparams, say, show)
+
