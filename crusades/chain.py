@@ -46,6 +46,7 @@ from crusades.chain_records import (
     CommitFacts,
     Committed,
     Expired,
+    Failed,
     Head,
     Included,
     Owner,
@@ -72,6 +73,8 @@ ERA = 16
 """Blocks that a signed extrinsic stays valid, counted from the finalised head at signing."""
 PLAN_AGE = 4
 """Blocks after which a weights plan is stale and must be made anew."""
+_NOT_TAKEN = (-32601, -32602)
+"""JSON-RPC codes that, beside the pool's own 1000 to 1999, prove that a submission was not taken: no such method, bad params."""
 
 
 # ------------------------------------------------------------------------------------------------ networks
@@ -224,9 +227,16 @@ class Node:
         """Hand a signed extrinsic to the pool, once. Refused with the chain's reason; any other error leaves it open."""
         try:
             await self.rpc("author_submitExtrinsic", data)
+        except RpcPolicyRejection:
+            raise
         except SubstrateRequestException as error:
-            if error.payload is None or "already imported" in str(error).lower():
+            if error.payload is None:
                 raise
+            if "already imported" in str(error).lower():
+                return
+            code = ((error.payload or {}).get("error") or {}).get("code", 0)
+            if not (1000 <= code < 2000 or code in _NOT_TAKEN):
+                raise ChainError(f"no clear answer: {error}") from error
             raise Refused(_in_words(chain_error_from_substrate_request(error))) from error
 
     async def holds(self, sent: Sent, number: int) -> Included | None:
@@ -237,11 +247,16 @@ class Node:
             raise Pruned(f"the node no longer has block {number}")
         if sent.hash not in ("0x" + blake2b(unhex(raw), digest_size=32).hexdigest() for raw in answer["block"]["extrinsics"]):
             return None
-        result = await self.substrate.find_extrinsic(sent.hash, block_hash)
+        try:
+            result = await self.substrate.find_extrinsic(sent.hash, block_hash)
+        except bt.ChainError as error:
+            if _is_pruned(str(error)):
+                raise Pruned(f"{sent.what} is in block {number}, but the node no longer knows what became of it") from error
+            raise
         if result is None:
             return None
         if not result.success:
-            raise Refused(f"the chain refused {sent.what} in block {number}: {_in_words(result.error or bt.ChainError(result.message))}")
+            raise Failed(f"the chain refused {sent.what} in block {number}: {_in_words(result.error or bt.ChainError(result.message))}")
         return Included(block=number, block_hash=block_hash, extrinsic=f"{number}-{int(str(result.extrinsic_id).rpartition('-')[2])}")
 
 
@@ -571,8 +586,7 @@ class Chain:
                 patience = min(self.settings.call_deadline, max(2.0, self.block_time))
                 await self._call(lambda node: node.submit(data), once=True, deadline=patience)
             except Refused as error:
-                if "already imported" not in str(error).lower():
-                    raise Refused(f"the chain refused {what}: {error}") from error
+                raise Refused(f"the chain refused {what}: {error}") from error
             except ChainError as error:
                 log.warning("sent %s, unsure whether it arrived: %s", what, error)
             return await self._find(on_its_way)
@@ -587,7 +601,7 @@ class Chain:
         while True:
             try:
                 found, head = await self._look(sent, since)
-            except Refused:
+            except Failed:
                 raise
             except ChainError as error:
                 log.warning("looking for %s: %s", sent.what, error)
@@ -613,15 +627,9 @@ class Chain:
     async def resolve(self, sent: Sent) -> Included | None:
         """What became of an extrinsic: included, or None when it is not there and can no longer come.
 
-        Raises Refused when it is there and failed, Unresolved while it may still come, Pruned when its blocks are gone.
+        Raises Failed when it is there and failed, Unresolved while it may still come, Pruned when the node has forgotten.
         """
-        try:
-            found, head = await self._look(sent, sent.first)
-        except Pruned:
-            head = await self.head()
-            if head.finalized < sent.last:
-                raise
-            found = None
+        found, head = await self._look(sent, sent.first)
         if found is None and head.finalized < sent.last:
             raise Unresolved(f"{sent.what} may still come, until block {sent.last}", sent)
         return found
@@ -632,8 +640,12 @@ class Chain:
             return
         try:
             found = await self.resolve(self._unsettled)
-        except Refused as error:
+        except Failed as error:
             log.warning("the weights sent earlier failed: %s", error)
+        except Pruned:
+            if (await self.head()).finalized < self._unsettled.last:
+                raise
+            log.info("nobody knows what became of the weights sent earlier; they can no longer come")
         else:
             log.info("the weights sent earlier are %s", f"in block {found.block}" if found else "on no block")
         self._unsettled = None

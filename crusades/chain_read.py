@@ -301,10 +301,7 @@ async def receipt(state: State, block_hash: str, number: int, index: int) -> Rec
 
 
 def _succeeded(record: Any, index: int) -> bool:
-    phase = record.get("phase")
-    applied = phase.get("ApplyExtrinsic") if isinstance(phase, dict) else record.get("extrinsic_idx")
-    event = record.get("event")
-    return applied == index and "ExtrinsicSuccess" in str(event.get("System", "") if isinstance(event, dict) else event)
+    return (record.get("extrinsic_idx"), record.get("module_id"), record.get("event_id")) == (index, "System", "ExtrinsicSuccess")
 
 
 def filled(states: Iterable[HotkeyState], seen: Sightings, late: set[tuple[str, int]], *, final: bool) -> dict[str, HotkeyState]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from crusades.chain_link import Refused
 from crusades.errors import ChainError, OutcomeUnknown
 from crusades.records import Record
 
@@ -117,3 +118,7 @@ class Pruned(ChainError):
 
 class Expired(ChainError):
     """An extrinsic was never included and can no longer be: sending again is safe."""
+
+
+class Failed(Refused):
+    """An extrinsic is in a block and failed there: it had no effect, and the chain says why."""

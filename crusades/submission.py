@@ -20,8 +20,7 @@ import msgspec
 import trio
 
 from crusades import hparams
-from crusades.chain_link import Refused
-from crusades.chain_records import CommitFacts, Committed, Included, Sent, Unresolved
+from crusades.chain_records import CommitFacts, Committed, Failed, Included, Pruned, Sent, Unresolved
 from crusades.chain_rows import reason
 from crusades.errors import ChainError, UsageError
 from crusades.fees import asks_fee, tao
@@ -260,7 +259,11 @@ async def submit(chain: Chain, wallet: Any, ticket: Ticket, tickets: Tickets, se
 
 
 async def _pay(chain: Chain, wallet: Any, ticket: Ticket, tickets: Tickets) -> Ticket:
-    found = await _what_became(chain, ticket, "paying")
+    try:
+        found = await _what_became(chain, ticket, "paying")
+    except Pruned as error:
+        raise ChainError(f"the fee may have been paid, and this node no longer knows ({error}): ask one that keeps its history (--network with an "
+                         "archive endpoint) before anything is paid again") from error
     if found is not None:
         receipt = found.extrinsic
     else:
@@ -270,10 +273,14 @@ async def _pay(chain: Chain, wallet: Any, ticket: Ticket, tickets: Tickets) -> T
 
 
 async def _commit(chain: Chain, wallet: Any, ticket: Ticket, tickets: Tickets) -> Ticket:
-    found = await _what_became(chain, ticket, "committing")
-    if found is not None:
-        return tickets.save(msgspec.structs.replace(ticket, stage="sealed", sent=None, commit_block=found.block,
-                                                    reveal_block_estimate=found.block + ticket.reveal_blocks))
+    try:
+        found = await _what_became(chain, ticket, "committing")
+        block = found.block if found else None
+    except Pruned:
+        block = await _committed_between(chain, ticket)
+    if block is not None:
+        return tickets.save(msgspec.structs.replace(ticket, stage="sealed", sent=None, commit_block=block,
+                                                    reveal_block_estimate=block + ticket.reveal_blocks))
     raw, before = format_payload(ticket.payload), "prepared" if ticket.payload.receipt is None else "paid"
     done = await _once(ticket, tickets, "committing", before, lambda signed: chain.commit(raw, wallet, ticket.reveal_blocks, signed=signed))
     return tickets.save(msgspec.structs.replace(ticket, stage="sealed", sent=None, commit_block=done.block, reveal_round=done.reveal_round,
@@ -300,8 +307,16 @@ async def _what_became(chain: Chain, ticket: Ticket, doing: str) -> Included | N
         return None
     try:
         return await chain.resolve(ticket.sent)
-    except Refused:
+    except Failed:
         return None  # it was included and failed: nothing happened
+
+
+async def _committed_between(chain: Chain, ticket: Ticket) -> int | None:
+    """The hotkey's commit block in the blocks that the forgotten extrinsic can only be in; None: it never came."""
+    if ticket.sent is None:
+        return None
+    rows = await chain.commitments(hotkey=ticket.hotkey)
+    return next((r.commit_block for r in rows if r.commit_block_exact and ticket.sent.first <= r.commit_block <= ticket.sent.last), None)
 
 
 # ------------------------------------------------------------------------------------------------ following
