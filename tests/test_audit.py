@@ -1,0 +1,157 @@
+"""The audit's mathematics on cases with known answers: gradients that we make up, and AdamW done by hand."""
+
+import math
+
+import pytest
+import torch
+
+from crusades.bench.referee import audit as audits
+from crusades.bench.referee.verdict import judge, reason_of
+
+ADAM = audits.Adam(learning_rate=1e-4, beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.1)
+STEPS, PARTS, COORDINATES = 4, 6, 4000
+
+
+def adamw(gradient: torch.Tensor, initial: torch.Tensor) -> audits.Reads:
+    """Weights and moments after each step of AdamW (Loshchilov & Hutter), row 0 before the first."""
+    w, m, v = [initial.double()], [torch.zeros_like(initial).double()], [torch.zeros_like(initial).double()]
+    for s, g in enumerate(gradient.double()):
+        m.append(ADAM.beta1 * m[-1] + (1 - ADAM.beta1) * g)
+        v.append(ADAM.beta2 * v[-1] + (1 - ADAM.beta2) * g * g)
+        step = ADAM.learning_rate * (m[-1] / (1 - ADAM.beta1 ** (s + 1))) / ((v[-1] / (1 - ADAM.beta2 ** (s + 1))).sqrt() + ADAM.epsilon)
+        w.append(w[-1] * (1 - ADAM.learning_rate * ADAM.weight_decay) - step)
+    return audits.Reads(*(torch.stack(x).float() for x in (w, m, v)))
+
+
+class World:
+    """A made-up exam: every part of every step has a random gradient; coordinates fall into two layers, two kinds, four tensors."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(3)
+        self.initial = 0.02 * torch.randn(COORDINATES, generator=generator)
+        self.columns = 1e-3 * (torch.randn(STEPS, PARTS, COORDINATES, generator=generator) + 0.5 * torch.randn(STEPS, 1, COORDINATES, generator=generator))
+        self.gradient = self.columns.sum(1)
+        reads = adamw(self.gradient, self.initial)
+        tensor = torch.arange(COORDINATES) * 4 // COORDINATES
+        names = ("layer 0 matrix", "layer 0 bias", "layer 1 matrix", "layer 1 bias")
+        self.expected = audits.Expected(
+            weights=reads.weights, exp_avg_sq=reads.exp_avg_sq[1:], gradient=self.gradient, columns=torch.cat([self.columns, self.columns], 1),
+            chosen=torch.arange(COORDINATES), families={"sequence": (0, PARTS), "cell": (PARTS, 2 * PARTS)},
+            part_names=tuple(f"sequence {i + 1}" for i in range(PARTS)) + tuple(f"cell {i + 1}" for i in range(PARTS)),
+            groups={"layer": (tensor // 2, ("layer 0", "layer 1")), "kind": (tensor % 2, ("matrix", "bias")), "tensor": (tensor, names)},
+        )  # fmt: skip
+
+    def audit(self, gradient: torch.Tensor) -> dict[str, audits.Measured]:
+        return {m.name: m for m in audits.audit(adamw(gradient, self.initial), self.expected, ADAM, group_min=10)}
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World()
+
+
+def test_the_gradient_follows_from_the_first_moment(world):
+    recovered = audits.gradients(adamw(world.gradient, world.initial).exp_avg, ADAM.beta1)
+    assert torch.allclose(recovered, world.gradient, rtol=1e-3, atol=1e-8)
+
+
+def test_honest_work_is_near_zero_in_every_statistic(world):
+    for name, measured in world.audit(world.gradient).items():
+        assert max(measured.values) < (1.01 if name.startswith("optimizer") else 2e-4), name
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_a_part_left_out_of_one_step_has_coefficient_zero_there_alone(world, part):
+    gradient = world.gradient.clone()
+    gradient[2] -= world.columns[2, part]
+    found = world.audit(gradient)["sequence_attribution"]
+    assert found.values[2] == pytest.approx(1.0, abs=0.02)
+    assert found.where[2] == f"sequence {part + 1}"
+    assert max(found.values[s] for s in (0, 1, 3)) < 1e-3
+
+
+def test_half_of_the_work_of_a_part_has_coefficient_one_half(world):
+    gradient = world.gradient.clone()
+    gradient[1] -= 0.5 * world.columns[1, 4]
+    assert world.audit(gradient)["sequence_attribution"].values[1] == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_stale_gradient_shows_as_the_step_before(world):
+    gradient = world.gradient.clone()
+    gradient[3] = gradient[2]
+    assert world.audit(gradient)["stale_gradient"].values[3] == pytest.approx(1.0, abs=0.02)
+
+
+def test_a_frozen_layer_is_named(world):
+    gradient = world.gradient.clone()
+    gradient[:, COORDINATES // 2 :] = 0
+    found = world.audit(gradient)
+    assert found["layer_projection"].values == pytest.approx((1.0,) * STEPS)
+    assert set(found["layer_projection"].where) == {"layer 1"}
+
+
+def test_scaling_the_gradient_shows_in_the_projection_alone(world):
+    found = world.audit(world.gradient * 1.1)
+    assert found["gradient_projection"].values == pytest.approx((0.1,) * STEPS, abs=1e-3)
+    assert max(found["outliers"].values) == 0.0
+
+
+def test_one_percent_of_zeroed_coordinates_is_counted(world):
+    gradient = world.gradient.clone()
+    gradient[:, ::100] = 0
+    found = world.audit(gradient)
+    assert found["silent"].values == pytest.approx((0.01,) * STEPS, abs=0.006)
+    assert found["outliers"].values == pytest.approx(found["silent"].values)
+
+
+def test_unbiased_sub_sampling_shows_as_spread(world):
+    gradient = world.gradient.clone()
+    gradient[3] = 2 * world.columns[3, ::2].sum(0)
+    spread = world.audit(gradient)["cell_spread"]
+    assert spread.values[3] == pytest.approx(1.0, abs=0.05)  # half of the parts at 0, half at 2
+    assert max(spread.values[:3]) < 1e-3
+
+
+def test_true_moments_with_false_weights_fail_the_arithmetic(world):
+    reads = adamw(world.gradient, world.initial)
+    reads.weights[2:] += 1e-5
+    found = {m.name: m for m in audits.audit(reads, world.expected, ADAM, group_min=10)}
+    assert found["optimizer_weights"].values[1] > 10
+    assert max(found["optimizer_second_moment"].values) < 1.01
+
+
+def test_a_false_second_moment_fails_the_arithmetic(world):
+    reads = adamw(world.gradient, world.initial)
+    reads.exp_avg_sq[3] *= 1.01
+    found = {m.name: m for m in audits.audit(reads, world.expected, ADAM, group_min=10)}
+    assert found["optimizer_second_moment"].values[2] > 10
+
+
+def test_weights_that_never_moved_are_counted(world):
+    reads = adamw(world.gradient, world.initial)
+    reads.weights[2] = reads.weights[1]
+    found = {m.name: m for m in audits.audit(reads, world.expected, ADAM, group_min=10)}
+    assert found["unmoved"].values[1] == 1.0
+    assert found["unmoved"].values[0] == 0.0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_never_passes(world, value):
+    reads = adamw(world.gradient, world.initial)
+    reads.exp_avg[2, 5] = value
+    judged = judge(audits.audit(reads, world.expected, ADAM, group_min=10), {"gradient_error": 1.0, "layer_error": 1.0, "optimizer_weights": 2.0})
+    assert not judged.passed
+    assert reason_of(judged).code == 1402
+
+
+def test_a_zero_column_gets_no_coefficient_and_breaks_nothing():
+    columns = torch.zeros(2, 50)
+    columns[0] = torch.linspace(1, 2, 50)
+    assert audits.solve(columns, 3 * columns[0]).tolist() == pytest.approx([3.0, 0.0], abs=1e-6)
+
+
+def test_small_groups_are_not_judged_on_their_own(world):
+    gradient = world.gradient.clone()
+    gradient[:, COORDINATES // 2 :] = 0
+    measured = audits.audit(adamw(gradient, world.initial), world.expected, ADAM, group_min=COORDINATES)
+    assert max(next(m for m in measured if m.name == "tensor_error").values) == 0.0

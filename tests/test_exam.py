@@ -1,0 +1,162 @@
+"""Exams on a real (tiny) model: columns add up to gradients, nothing repeats, and who may be served which."""
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from crusades import hparams
+from crusades.bench.referee.data import SyntheticCorpus, TokenCorpus
+from crusades.bench.referee.exam import prepare_exam
+from crusades.bench.referee.layout import draw_sample, kind_of, layer_of, layout_of
+from crusades.bench.referee.models import load_reference
+from crusades.bench.referee.pool import ExamPool
+from crusades.errors import ConfigError, RefereeFault
+
+NOBODY = 1 << 62
+
+
+@pytest.fixture(scope="module")
+def profile():
+    found = hparams.load().profile("tiny")
+    audit = msgspec.structs.replace(found.audit, coordinates=20_000, column_coordinates=4_000, cells=8)
+    return msgspec.structs.replace(found, steps=2, sequence_length=32, batch_size=4, runs=2, exam_pool=4, audit=audit)
+
+
+@pytest.fixture(scope="module")
+def reference(profile):
+    found = load_reference(profile.model, "cpu", None)
+    yield found
+    found.memory.close()
+
+
+@pytest.fixture
+def corpus(reference):
+    return SyntheticCorpus(reference.vocabulary)
+
+
+@pytest.fixture
+def pool(reference, corpus, profile):
+    return ExamPool(reference, corpus, profile)
+
+
+def test_the_parts_of_every_family_add_up_to_the_gradient(reference, corpus, profile):
+    exam = prepare_exam(reference, corpus, profile, reference.initial)
+    for step in range(profile.steps):
+        whole = exam.gradient[step][exam.plan.chosen]
+        for first, last in exam.parts[0].families.values():
+            assert torch.allclose(exam.columns[step, first:last].sum(0), whole, rtol=1e-4, atol=1e-7)
+
+
+def test_a_sequence_column_is_the_gradient_of_that_sequence_alone(reference, corpus, profile):
+    exam = prepare_exam(reference, corpus, profile, reference.initial)
+    reference.restore(reference.initial)
+    tokens = torch.from_numpy(exam.batches[0])[1:2]
+    logits = reference.model(tokens[:, :-1]).logits
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum") / (profile.batch_size * (profile.sequence_length - 1))
+    loss.backward()
+    flat = torch.zeros(reference.layout.elements)
+    for view, parameter in zip(reference.layout.views(flat).values(), reference.model.parameters(), strict=True):
+        view.copy_(parameter.grad)
+    reference.model.zero_grad(set_to_none=True)
+    assert torch.allclose(exam.columns[0, 1], flat[exam.sample.index[exam.plan.chosen]], rtol=1e-3, atol=1e-7)
+
+
+def test_the_same_seed_gives_the_same_exam_and_another_seed_another(reference, corpus, profile):
+    one, again, other = (prepare_exam(reference, corpus, profile, reference.initial, seed) for seed in (b"a" * 16, b"a" * 16, b"b" * 16))
+    assert np.array_equal(one.batches, again.batches)
+    assert torch.equal(one.sample.index, again.sample.index)
+    assert torch.equal(one.gradient, again.gradient)
+    assert not np.array_equal(one.batches, other.batches)
+    assert not torch.equal(one.parts[0].fixed, other.parts[0].fixed)
+
+
+def test_an_exam_serves_a_submission_once(pool):
+    pool.ensure("s", 10, 1)
+    pool.take("s", 10, block=20)
+    assert pool.available("s", 10) == 0
+
+
+def test_a_queue_shares_exams(pool):
+    pool.ensure("s", 10, 2)
+    first, _ = pool.take("s", 10, block=20)
+    assert pool.take("t", 15, block=21)[0] is first
+    assert pool.ensure("t", 15, 1).prepared == 0
+
+
+def test_a_submission_committed_after_an_exams_first_use_gets_another(pool):
+    pool.ensure("s", 10, 1)
+    pool.take("s", 10, block=20)
+    assert pool.available("late", 21) == 0
+    assert pool.available("early", 20) == 1
+
+
+def test_taking_what_nobody_prepared_is_our_fault(pool):
+    with pytest.raises(RefereeFault):
+        pool.take("s", 10, block=20)
+
+
+def test_the_pool_is_bounded_and_retired_seeds_are_told(pool):
+    retired = []
+    for name in "abcdef":
+        retired += pool.ensure(name, NOBODY, 2).retired_seeds
+        pool.take(name, NOBODY, block=1)
+        pool.take(name, NOBODY, block=1)
+    assert len(set(retired)) == len(retired) >= 4
+    assert all(len(seed) == 32 for seed in retired)
+
+
+def test_every_set_starts_from_new_weights(pool):
+    pool.ensure("a", 1, 1)
+    _, first = pool.take("a", 1, block=1)
+    pool.ensure("b", 5, 1)
+    _, second = pool.take("b", 5, block=9)
+    assert not torch.equal(first, second)
+
+
+def test_every_tensor_is_sampled(reference):
+    sample = draw_sample(reference.layout, 1000, 64, torch.Generator().manual_seed(1))
+    for spec, (first, last) in zip(reference.layout.specs, sample.bounds, strict=True):
+        local = sample.index[first:last] - spec.offset
+        assert 0 < len(local) <= np.prod(spec.shape)
+        assert 0 <= int(local.min())
+        assert int(local.max()) < np.prod(spec.shape)
+
+
+def test_a_tied_head_is_counted_once(reference):
+    assert "lm_head.weight" not in {s.name for s in reference.layout.specs}
+    assert reference.layout.parameters == sum(p.numel() for p in reference.model.parameters())
+
+
+@pytest.mark.parametrize(("name", "layer", "kind"), [
+    ("model.embed_tokens.weight", -1, "embed_tokens"), ("model.layers.3.self_attn.k_proj.weight", 3, "k_proj"), ("model.layers.3.self_attn.k_proj.bias", 3, "bias"),
+    ("model.layers.0.input_layernorm.weight", 0, "norm"), ("model.norm.weight", 4, "norm"), ("lm_head.weight", 4, "lm_head"), ("transformer.h.2.mlp.c_fc.weight", 2, "c_fc"),
+])  # fmt: skip
+def test_names_tell_layer_and_kind(name, layer, kind):
+    assert (layer_of(name, 4), kind_of(name)) == (layer, kind)
+
+
+def test_layout_works_without_memory():
+    with torch.device("meta"):
+        module = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 2, bias=False))
+    layout = layout_of(module, torch.bfloat16)
+    assert layout.parameters == 30
+    assert all(spec.offset * 2 % 256 == 0 for spec in layout.specs)
+
+
+def test_synthetic_text_follows_zipf_and_repeats_for_a_seed():
+    corpus = SyntheticCorpus(500)
+    tokens = corpus.draw(b"x", 50, 200)
+    assert np.array_equal(tokens, corpus.draw(b"x", 50, 200))
+    counts = np.sort(np.bincount(tokens.flatten(), minlength=500))[::-1]
+    assert counts[0] > 20 * counts[100] > 0
+
+
+def test_a_corpus_with_foreign_tokens_is_refused():
+    with pytest.raises(ConfigError, match="vocabulary"):
+        TokenCorpus("x", np.arange(1000), 10).draw(b"s", 2, 50)
+
+
+def test_a_corpus_shorter_than_a_sequence_is_refused():
+    with pytest.raises(ConfigError, match="one sequence"):
+        TokenCorpus("x", np.arange(10), 100).draw(b"s", 2, 50)

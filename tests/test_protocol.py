@@ -1,0 +1,54 @@
+"""Frames: what is written is read, what is malformed is refused before it costs anything."""
+
+import json
+
+import pytest
+
+from crusades.bench import protocol as p
+from crusades.errors import ProtocolError
+
+CAPS = {"header_cap": p.CONTESTANT_HEADER_CAP, "payload_cap": p.CONTESTANT_PAYLOAD_CAP}
+
+
+def split(raw):
+    header, payload = p.decode_prefix(raw[: p.PREFIX.size], **CAPS)
+    return raw[p.PREFIX.size : p.PREFIX.size + header], raw[p.PREFIX.size + header :], payload
+
+
+def test_a_frame_comes_back_as_it_went():
+    header, payload, size = split(p.encode(p.Next(step=3), b"abc"))
+    assert p.decode_header(p.claims, header) == p.Next(step=3)
+    assert (payload, size) == (b"abc", 3)
+
+
+@pytest.mark.parametrize(("header", "payload"), [(0, 0), (p.CONTESTANT_HEADER_CAP + 1, 0), (10, p.CONTESTANT_PAYLOAD_CAP + 1), (2**32 - 1, 2**32 - 1)])
+def test_sizes_beyond_the_caps_are_refused_from_the_prefix_alone(header, payload):
+    with pytest.raises(ProtocolError, match="allowed"):
+        p.decode_prefix(p.PREFIX.pack(header, payload), **CAPS)
+
+
+@pytest.mark.parametrize("header", [
+    b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"t":"nonsense"}', b'{"t":"next"}', b'{"t":"next","step":"1"}', b'{"t":"next","step":1,"more":2}',
+    b'{"t":"done","run":0,"claimed_ns":NaN}', b'{"t":"go","run":0}', b"[" * 60_000,
+])  # fmt: skip
+def test_a_malformed_or_foreign_header_is_a_protocol_error(header):
+    with pytest.raises(ProtocolError, match="cannot be read"):
+        p.decode_header(p.claims, header)
+
+
+def test_a_contestant_cannot_speak_as_the_referee():
+    with pytest.raises(ProtocolError):
+        p.decode_header(p.claims, json.dumps({"t": "ran"}).encode())
+
+
+def test_the_inside_writes_the_same_frames():
+    import socket
+
+    from crusades.bench.inside.wire import Channel
+
+    ours, theirs = socket.socketpair()
+    with ours:
+        Channel(theirs.detach()).send("next", b"xyz", step=7)
+        header, payload, _ = split(ours.recv(1000))
+    assert p.decode_header(p.claims, header) == p.Next(step=7)
+    assert payload == b"xyz"
