@@ -1,0 +1,106 @@
+"""Where this machine keeps what the inside needs: the interpreter, the compiler, the GPU driver. Read-only questions."""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+from crusades.sandbox.policy import Mount
+
+TOOLS: dict[str, str] = {
+    "gcc": "Triton builds its launcher with it",
+    "g++": "torch.compile's C++ on CPU",
+    "cc": "the names build scripts try first",
+    "c++": "the same",
+    "as": "gcc runs it",
+    "ld": "gcc runs it",
+    "openssl": "torch.compile hashes its precompiled header with it",
+    "ldconfig": "Triton and ctypes ask it where libraries are",
+}
+"""The only programs inside beside the interpreter."""
+SEARCH = "/usr/bin:/usr/sbin:/bin:/sbin"
+
+
+def is_root() -> bool:
+    """Whether the sandbox's nobody would be root of the host."""
+    return os.geteuid() == 0
+
+
+def interpreter_mounts() -> tuple[Mount, ...]:
+    """The installation of this interpreter and, if another, the environment around it, at their own paths.
+
+    Only these folders are bound: their parents (a home of mode 0700, say) appear as empty read-only folders.
+    """
+    prefixes = [_real(sys.base_prefix), _real(sys.prefix)]
+    if real := _real(sys.executable):  # an interpreter may be linked from outside its prefix
+        prefixes.append(str(Path(real).parent.parent))
+    wanted: list[str] = []
+    for prefix in dict.fromkeys(prefixes):
+        if prefix == "/usr":  # a distribution's own Python: only its parts, not all of /usr
+            wanted += _distribution_python()
+        elif not any(prefix.startswith(f"{other}/") for other in prefixes):
+            wanted.append(prefix)
+    mounts = [Mount(path, "the interpreter and its packages", path) for path in dict.fromkeys(wanted)]
+    if sys.prefix != _real(sys.prefix):
+        mounts.append(Mount(sys.prefix, "the name the environment goes by", _real(sys.prefix), "link"))
+    return tuple(mounts) + (() if any(_within(sys.executable, m.inside) for m in mounts) else _chain(sys.executable, "the interpreter"))
+
+
+def _distribution_python() -> list[str]:
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    places = [f"/usr/bin/python{version}", f"/usr/local/lib/python{version}", "/usr/share/python3"]
+    return [place for place in places if Path(place).exists()] + ([] if sysconfig.get_path("stdlib").startswith("/usr/lib") else [sysconfig.get_path("stdlib")])
+
+
+def tool_mounts() -> tuple[Mount, ...]:
+    """The compiler's programs one by one, each with the links that lead to it; what is not installed is left out."""
+    found: dict[str, Mount] = {}
+    for name, why in TOOLS.items():
+        path = shutil.which(name, path=SEARCH)
+        for mount in _chain(path, why) if path else ():
+            found.setdefault(mount.inside, mount)
+    return tuple(found.values())
+
+
+def _chain(path: str, why: str) -> tuple[Mount, ...]:
+    """A file and the symbolic links on the way to it, resolved one at a time: `cc` → `/etc/alternatives/cc` → `gcc-12` → …"""
+    mounts: list[Mount] = []
+    here = _merged(path)
+    for _ in range(16):
+        if not os.path.islink(here):
+            return (*mounts, Mount(here, why, here))
+        target = os.readlink(here)
+        mounts.append(Mount(here, why, target, "link"))
+        here = _merged(os.path.normpath(os.path.join(os.path.dirname(here), target)))
+    return ()
+
+
+def _merged(path: str) -> str:
+    """The path with the links of its *folder* resolved (merged /usr), the last part left as it is."""
+    return str(Path(path).parent.resolve() / Path(path).name)
+
+
+def driver_mounts() -> tuple[Mount, ...]:
+    """Driver and toolkit folders outside /usr/lib, where containers put them."""
+    places = sorted({*glob.glob("/usr/local/nvidia"), *glob.glob("/usr/local/cuda*"), *glob.glob("/opt/nvidia")})
+    return tuple(
+        Mount(p, "link to a toolkit", os.readlink(p), "link") if os.path.islink(p) else Mount(p, "GPU driver and toolkit libraries", p) for p in places
+    )
+
+
+def library_path() -> dict[str, str]:
+    """LD_LIBRARY_PATH, cut down to the folders of the driver: the only variable that a container's driver may need."""
+    parts = [p for p in os.environ.get("LD_LIBRARY_PATH", "").split(":") if p.startswith(("/usr/local/nvidia", "/usr/local/cuda", "/usr/lib"))]
+    return {"LD_LIBRARY_PATH": ":".join(parts)} if parts else {}
+
+
+def _real(path: str) -> str:
+    return os.path.realpath(path)
+
+
+def _within(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")

@@ -1,0 +1,430 @@
+"""Start a program behind all walls, watch it, and end it with everything it started. Theory of operation: the package's docstring."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import trio
+
+from crusades.errors import SandboxFault
+from crusades.sandbox import cgroups
+from crusades.sandbox.output import Tail
+from crusades.sandbox.policy import CHANNEL_FD, NOBODY, Limits, Mount, Policy
+from crusades.sandbox.seccomp import compile_filter
+
+SHIM = 'while [ "$1" != -- ]; do echo 0 > "$1" || exit 70; shift; done; shift; ulimit -c 0; exec 3<&0 0</dev/null; exec "$@"'
+"""Run by /bin/sh: enter the cgroups named before `--`, put the channel (passed as standard input) on 3, become bubblewrap."""
+START_PATIENCE = 10.0
+"""Seconds for bubblewrap to report its child; it takes about 5 ms."""
+END_PATIENCE = 15.0
+"""Seconds for a killed namespace to be gone. A process inside a driver call can need seconds."""
+DRAIN_PAUSE = 0.005
+"""Seconds between reads of 64 KiB: a flood is read at 13 MB/s at most, and costs us no more than that."""
+_CHUNK = 1 << 16
+_FIRST_FD = 10
+"""Descriptors that we pass to the shell are numbered from here, away from those that it moves."""
+_SIGNAL_BASE = 128
+"""bubblewrap reports a death by signal n as exit code 128 + n."""
+
+
+class ExitStatus(msgspec.Struct, frozen=True):
+    """How the program ended. Exactly one of `code` and `signal` is set."""
+
+    code: int | None
+    signal: int | None
+    oom_killed: bool
+    """The kernel killed one of its processes for reaching the memory limit."""
+    text: str
+    """For people."""
+
+
+def spawn(policy: Policy, argv: Sequence[str], *, channel: socket.socket, mounts: Mapping[Path, str] | None = None) -> Box:
+    """Start `argv` behind the walls of `policy`, with `channel` as descriptor 3 and `mounts` (host folder → path inside) read-only.
+
+    Call it on a thread that lives as long as the program may (the trio thread): the program dies with that *thread*. Blocks
+    for about 10 ms. `channel` stays the caller's, who closes it. Raises SandboxFault when the sandbox cannot be built.
+    """
+    extra = tuple(Mount(inside, "given by the caller", str(host)) for host, inside in (mounts or {}).items())
+    found = cgroups.hierarchy()
+    group = cgroups.create(found, policy.limits)
+    if group is None and policy.require_cgroup:
+        raise SandboxFault(f"memory and pids cgroups are mandatory for root, and there are none: {found.why}")
+    enforced = enforcement(policy.limits, group)
+    try:
+        with _descriptors() as keep:
+            output, output_inside = keep.pipe(passed=False)  # passed as 1 and 2
+            status, status_inside = keep.pipe(passed=True)
+            files = {m.inside: keep.text(m.host) for m in policy.mounts if m.kind == "text"}
+            arguments = command(policy, argv, extra, files=files, seccomp=keep.own(compile_filter(policy)), status=status_inside, group=group)
+            process = subprocess.Popen(
+                arguments, stdin=channel.fileno(), stdout=output_inside, stderr=output_inside, pass_fds=keep.passed(),
+                env=_outer_environment(), cwd="/", start_new_session=True,
+            )  # fmt: skip
+            keep.release(output, status)
+    except OSError as error:
+        _discard(group)
+        raise SandboxFault(f"cannot start the sandbox: {error}") from error
+    except SandboxFault:
+        _discard(group)
+        raise
+    return _meet(process, output, status, group, policy.limits, enforced)
+
+
+def command(
+    policy: Policy, argv: Sequence[str], extra: Sequence[Mount], *, files: Mapping[str, int], seccomp: int, status: int, group: cgroups.Group | None
+) -> list[str]:
+    """The whole command line, in the order in which the walls go up: cgroups, namespaces, identity, files, filter, program."""
+    arguments = ["/bin/sh", "-c", SHIM, "sandbox", *(group.entrances() if group else ()), "--", bwrap_path(policy)]
+    arguments += ["--die-with-parent", "--new-session"]
+    arguments += ["--unshare-all", "--unshare-user", "--disable-userns", "--hostname", "sandbox"]
+    arguments += ["--uid", str(NOBODY), "--gid", str(NOBODY), "--cap-drop", "ALL"]
+    arguments += ["--clearenv"]
+    for name, value in environment(policy, group).items():
+        arguments += ["--setenv", name, value]
+    arguments += _tree(policy, extra, files)
+    arguments += ["--chdir", "/tmp", "--json-status-fd", str(status), "--seccomp", str(seccomp)]
+    return [*arguments, "--", *argv]
+
+
+def environment(policy: Policy, group: cgroups.Group | None) -> dict[str, str]:
+    """Everything that the program finds in its environment."""
+    limits = rlimits(policy.limits, memory=group is None)
+    return {**policy.environment, "CRUSADES_CHANNEL_FD": str(CHANNEL_FD), "CRUSADES_LIMITS": json.dumps(limits)}
+
+
+def rlimits(limits: Limits, *, memory: bool) -> dict[str, int]:
+    """Resource (without RLIMIT_) → limit, set inside before anything hostile is loaded. `memory`: no cgroup bounds it."""
+    values = {
+        "CORE": 0,  # a core file would hold whatever was in shared buffers
+        "NOFILE": limits.max_open_files,
+        "FSIZE": limits.file_bytes,
+        "CPU": limits.cpu_seconds,
+        "MEMLOCK": limits.locked_bytes,
+        "NPROC": limits.max_processes,  # counted per user namespace; does not bind uid 0 of the host
+        "MSGQUEUE": 0,
+    }
+    return values | ({"DATA": limits.memory_bytes} if memory else {})
+
+
+def enforcement(limits: Limits, group: cgroups.Group | None) -> dict[str, str]:
+    """What bounds what: shown by `doctor`, and part of every report."""
+    report = {"memory": "rlimit, per process", "processes": "rlimit", "open files": "rlimit", "file size": "rlimit", "cpu time": "rlimit", "tmp": "tmpfs size"}
+    return report | (group.enforces() if group else {})
+
+
+def bwrap_path(policy: Policy) -> str:
+    """Where bubblewrap is. Raises SandboxFault with the command that installs it."""
+    wanted = os.environ.get("CRUSADES_BWRAP") or policy.bwrap
+    found = shutil.which(wanted)
+    if found is None:
+        raise SandboxFault(f"bubblewrap is not installed (looked for {wanted!r}): apt install bubblewrap")
+    return found
+
+
+def _tree(policy: Policy, extra: Sequence[Mount], files: Mapping[str, int]) -> list[str]:
+    """bubblewrap's file operations, in order. Whatever need not be written is read-only at the end, `/`, /dev and /proc included."""
+    arguments = ["--size", str(1 << 20), "--tmpfs", "/dev", "--proc", "/proc"]
+    for mount in (*policy.mounts, *extra):
+        arguments += _operation(mount, files)
+    return [*arguments, "--remount-ro", "/proc", "--remount-ro", "/dev", "--remount-ro", "/"]
+
+
+def _operation(mount: Mount, files: Mapping[str, int]) -> list[str]:
+    match mount.kind:
+        case "link":
+            return ["--symlink", mount.host, mount.inside]
+        case "text":
+            return ["--perms", "0444", "--file", str(files[mount.inside]), mount.inside]
+        case "tmpfs":
+            return ["--perms", "1777", "--size", str(mount.size), "--tmpfs", mount.inside]
+        case "device":
+            return ["--dev-bind-try" if mount.optional else "--dev-bind", mount.host, mount.inside]
+        case "hide":
+            if os.path.isdir(mount.inside):
+                return ["--size", "4096", "--tmpfs", mount.inside, "--remount-ro", mount.inside]
+            return ["--ro-bind", "/dev/null", mount.inside] if os.path.exists(mount.inside) else []
+        case "ro":
+            return ["--ro-bind-try" if mount.optional else "--ro-bind", mount.host, mount.inside]
+
+
+class _Descriptors:
+    """Descriptors that exist for the length of one spawn."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self._stack = stack
+        self._passed: list[int] = []
+        self._mine: dict[int, contextlib.ExitStack] = {}
+
+    def own(self, descriptor: int, *, passed: bool = True) -> int:
+        """Renumber to where the shell does not interfere, pass to the child under that number, close when done."""
+        try:
+            moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _FIRST_FD)
+        finally:
+            os.close(descriptor)
+        self._stack.callback(os.close, moved)
+        if passed:
+            self._passed.append(moved)
+        return moved
+
+    def pipe(self, *, passed: bool) -> tuple[int, int]:
+        """Our end, which `release` lets live, and the child's."""
+        ours, theirs = os.pipe()
+        guard = contextlib.ExitStack()
+        guard.callback(os.close, ours)
+        self._mine[ours] = self._stack.enter_context(guard)
+        os.set_blocking(ours, False)
+        return ours, self.own(theirs, passed=passed)
+
+    def text(self, content: str) -> int:
+        """A file with `content`, for bubblewrap to copy."""
+        descriptor = os.memfd_create("text", os.MFD_CLOEXEC)
+        os.write(descriptor, content.encode())
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        return self.own(descriptor)
+
+    def passed(self) -> tuple[int, ...]:
+        return tuple(self._passed)
+
+    def release(self, *ours: int) -> None:
+        """These outlive the spawn."""
+        for descriptor in ours:
+            self._mine[descriptor].pop_all()
+
+
+@contextlib.contextmanager
+def _descriptors() -> Iterator[_Descriptors]:
+    with contextlib.ExitStack() as stack:
+        yield _Descriptors(stack)
+
+
+def _outer_environment() -> dict[str, str]:
+    """What the shell and bubblewrap themselves see: no secret of the daemon's, and the libraries of a bubblewrap that was brought along."""
+    return {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ} | {"PATH": "/usr/bin:/bin"}
+
+
+def _discard(group: cgroups.Group | None) -> None:
+    if group is not None:
+        group.remove()
+
+
+def _meet(process: subprocess.Popen[bytes], output: int, status: int, group: cgroups.Group | None, limits: Limits, enforced: dict[str, str]) -> Box:
+    """Wait until bubblewrap has named the namespace's init, and hold that by a pidfd: from here on nothing can get lost."""
+    first = _first_line(status)
+    try:
+        pid = int(json.loads(first)["child-pid"])
+        init = os.pidfd_open(pid)
+    except (ValueError, KeyError, ProcessLookupError):
+        process.kill()
+        process.wait()
+        said = _read_now(output).decode("utf-8", "replace").strip()
+        os.close(output)
+        os.close(status)
+        _discard(group)
+        raise SandboxFault(f"the sandbox did not start: {said or 'bubblewrap said nothing'}; `crusades doctor` names what is missing") from None
+    return Box(process, init, pid, output, status, group, limits, enforced)
+
+
+def _first_line(descriptor: int) -> bytes:
+    """bubblewrap's first report, or what came of it until the end or the deadline. A full line of it is far below a pipe's atomic size."""
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    end = time.monotonic() + START_PATIENCE
+    got = b""
+    while b"\n" not in got and (left := end - time.monotonic()) > 0:
+        if poller.poll(left * 1000):
+            chunk = _read_now(descriptor)
+            if not chunk:
+                break
+            got += chunk
+    return got.partition(b"\n")[0]
+
+
+def _read_now(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, _CHUNK)
+    except BlockingIOError:
+        return b""
+
+
+class Box:
+    """A running sandbox. Made by `spawn`; must be ended by `kill`, which is idempotent, whatever else happened.
+
+    A task of trio's own watches it, because its end must be noticed and its output read whether or not anyone waits.
+    When trio ends first, that task kills it.
+    """
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], init: int, pid: int, output: int, status: int, group: cgroups.Group | None, limits: Limits,
+        enforced: dict[str, str],
+    ) -> None:  # fmt: skip
+        self.pid = pid
+        """Host pid of the namespace's init."""
+        self.limits = enforced
+        """What is bounded by what."""
+        self._process, self._init, self._output, self._status = process, init, output, status
+        self._group, self._sizes = group, limits
+        self._tail = Tail(limits.output_bytes)
+        self._killed = False
+        self._gone = trio.Event()
+        self._outcome: ExitStatus | SandboxFault | None = None
+        self.peak_bytes = 0
+        """Most memory ever used, known after the end where a cgroup counted it."""
+        trio.lowlevel.spawn_system_task(self._watch, name=f"sandbox {pid}")
+
+    def __repr__(self) -> str:
+        return f"<Box pid {self.pid} {'gone' if self._gone.is_set() else 'running'} {self._tail!r}>"
+
+    def alive(self) -> bool:
+        """Whether anything of it still runs."""
+        return not self._gone.is_set() and self._process.poll() is None
+
+    def output_tail(self) -> str:
+        """The last of stdout and stderr, together, made printable."""
+        return self._tail.text()
+
+    def members(self) -> list[int]:
+        """Host pids inside, where a cgroup counts them."""
+        return self._group.members() if self._group else []
+
+    async def wait(self) -> ExitStatus:
+        """Until nothing of it is left. Raises SandboxFault when the program was never started, or cannot be got rid of."""
+        await self._gone.wait()
+        if isinstance(self._outcome, ExitStatus):
+            return self._outcome
+        raise self._outcome or SandboxFault("the sandbox ended with the event loop")
+
+    async def kill(self) -> None:
+        """End everything in the PID namespace; nothing of it is left when this returns. Not cancellable while that takes.
+
+        Raises SandboxFault when a process does not die (stuck in a driver).
+        """
+        self._killed = True
+        with trio.CancelScope(shield=True):
+            self._signal_init()
+            await self._gone.wait()
+        if isinstance(self._outcome, SandboxFault) and "does not die" in str(self._outcome):
+            raise self._outcome
+
+    def _signal_init(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._init, signal.SIGKILL)
+
+    async def _watch(self) -> None:
+        """From start to end: drain, see the program end, end what it left behind, settle the accounts."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._drain)
+                monitor = os.pidfd_open(self._process.pid)
+                try:
+                    await trio.lowlevel.wait_readable(monitor)
+                finally:
+                    os.close(monitor)
+                self._signal_init()  # what the program left behind
+                with trio.move_on_after(END_PATIENCE) as patience:
+                    await trio.lowlevel.wait_readable(self._init)
+                await _until(self._cgroup_gone, END_PATIENCE)
+                self._outcome = self._judge(stuck=patience.cancelled_caught)
+                await self._last_words()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._close()
+
+    async def _drain(self) -> None:
+        """Keep the pipe flowing, at a bounded rate."""
+        while True:
+            await trio.lowlevel.wait_readable(self._output)
+            try:
+                chunk = os.read(self._output, _CHUNK)
+            except BlockingIOError:
+                continue
+            if not chunk:
+                return
+            self._tail.add(chunk)
+            await trio.sleep(DRAIN_PAUSE)
+
+    async def _last_words(self) -> None:
+        """Everyone is dead: what is left in the pipe is all there will be, at most its 64 KiB."""
+        while chunk := _read_now(self._output):
+            self._tail.add(chunk)
+
+    def _cgroup_gone(self) -> bool:
+        if self._group is None:
+            return True
+        self._oom = self._group.oom_kills() or getattr(self, "_oom", 0)
+        self.peak_bytes = self._group.peak_bytes() or self.peak_bytes
+        return self._group.remove()
+
+    def _judge(self, *, stuck: bool) -> ExitStatus | SandboxFault:
+        if stuck:
+            return SandboxFault(f"a process of sandbox {self.pid} does not die: look at `ps -o pid,stat,wchan,cmd` and the driver's log")
+        self._process.wait()
+        oom = bool(getattr(self, "_oom", 0))
+        code = _exit_code(_read_now(self._status))
+        if code is None and not self._killed and not oom:
+            said = self._tail.text().strip() or _read_now(self._output).decode("utf-8", "replace").strip()
+            return SandboxFault(f"the sandbox could not be built: {said or f'bubblewrap ended with {self._process.returncode}'}")
+        return self._status_of(code, oom)
+
+    def _status_of(self, code: int | None, oom: bool) -> ExitStatus:
+        number = signal.SIGKILL if code is None else code - _SIGNAL_BASE if code > _SIGNAL_BASE else None
+        if oom:
+            text = f"the memory limit of {self._sizes.memory_bytes / (1 << 30):.2f} GiB was reached"
+        elif number is None:
+            text = f"exit code {code}"
+        elif self._killed and number == signal.SIGKILL:
+            text = "killed by us"
+        else:
+            text = _SIGNAL_TEXTS.get(number, f"killed by signal {number}")
+        return ExitStatus(code if number is None else None, number, oom, text)
+
+    def _close(self) -> None:
+        """The last act, also when the event loop is being torn down: nothing may outlive it."""
+        if self._process.poll() is None:
+            self._signal_init()
+            self._process.kill()
+            self._process.wait()
+        self._cgroup_gone()
+        for descriptor in (self._init, self._output, self._status):
+            os.close(descriptor)
+        self._gone.set()
+
+
+_SIGNAL_TEXTS = {
+    int(signal.SIGSYS): "killed by the system-call filter (SIGSYS): it made a call that no submission needs",
+    int(signal.SIGSEGV): "killed by SIGSEGV (it touched memory that is not its own)",
+    int(signal.SIGXCPU): "killed by SIGXCPU (CPU time limit)",
+    int(signal.SIGXFSZ): "killed by SIGXFSZ (file size limit)",
+    int(signal.SIGBUS): "killed by SIGBUS (a file or /dev/shm ran out of room)",
+    int(signal.SIGABRT): "aborted (SIGABRT)",
+    int(signal.SIGKILL): "killed by SIGKILL",
+}
+
+
+def _exit_code(reports: bytes) -> int | None:
+    """bubblewrap's second report; absent when the program was never started."""
+    for line in reports.splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            return int(json.loads(line)["exit-code"])
+    return None
+
+
+async def _until(done: object, patience: float) -> bool:
+    """Ask a cheap question until it says yes: a cgroup empties a moment after its last process is dead."""
+    assert callable(done)
+    with trio.move_on_after(patience):
+        while not done():
+            await trio.sleep(0.005)
+        return True
+    return False
