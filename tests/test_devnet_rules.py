@@ -10,7 +10,7 @@ from devnet_kit import address, events, key, outcome, outcomes, sealed_fields, s
 from crusades.devnet import Devnet, DevnetConfig, SubnetConfig, drand, oracle
 from crusades.devnet.errors import RpcError
 from crusades.devnet.scale import compact
-from crusades.errors import UsageError
+from crusades.errors import ConfigError, UsageError
 
 TAO = 10**9
 SET = "SubtensorModule.set_weights"
@@ -506,7 +506,7 @@ def test_helpers_name_what_is_wrong():
         net.register(4, address("new"))
     with pytest.raises(UsageError, match="registered"):
         net.register(1, address("m1"))
-    with pytest.raises(UsageError, match="SS58"):
+    with pytest.raises(ConfigError, match="SS58"):
         net.fund("nobody", 1)
     with pytest.raises(UsageError, match="no uid 77"):
         net.replace(1, 77, address("new"))

@@ -10,9 +10,9 @@ import sys
 import threading
 from pathlib import Path
 
-from crusades.devnet.config import DEFAULT_PORT, NOTICE, RAO, DevnetConfig, SubnetConfig
-from crusades.devnet.net import run_devnet
-from crusades.errors import CrusadesError
+from crusades.devnet.config import DEFAULT_PORT, NOTICE, OWNER, RAO, DevnetConfig, SubnetConfig
+from crusades.devnet.net import Devnet, run_devnet
+from crusades.errors import ConfigError, CrusadesError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,11 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def config_from(args: argparse.Namespace) -> DevnetConfig:
-    """The configuration that the flags ask for. Raises ValueError for a malformed one."""
+    """The configuration that the flags ask for. Raises ConfigError for a malformed one."""
     endowed = {}
     for entry in args.fund:
         who, _, tao = entry.partition("=")
-        endowed[who] = int(float(tao) * RAO)
+        try:
+            endowed[who] = int(float(tao) * RAO)
+        except ValueError as error:
+            raise ConfigError(f"--fund {entry} is not of the form SS58=TAO") from error
     subnets = tuple(
         SubnetConfig(netuid=netuid, tempo=args.tempo, commit_reveal=args.commit_reveal, weights_rate_limit=args.weights_rate_limit)
         for netuid in args.subnet or [1]
@@ -64,6 +67,16 @@ def config_from(args: argparse.Namespace) -> DevnetConfig:
     )
 
 
+def _register(net: Devnet, entry: str, *, permit: bool) -> None:
+    """Register as a flag says; who is registered (the chain came back from its file) stays so."""
+    netuid, _, keys = entry.partition(":")
+    if not netuid.isdigit() or not keys:
+        raise ConfigError(f"{entry} is not of the form NETUID:HOTKEY or NETUID:HOTKEY:COLDKEY")
+    hotkey, _, coldkey = keys.partition(":")
+    if net.uid(int(netuid), hotkey) is None:
+        net.register(int(netuid), hotkey, coldkey or OWNER, permit=permit)
+
+
 def run(args: argparse.Namespace) -> int:
     """Run until SIGINT or SIGTERM. 0; 2 for arguments that cannot work."""
     stop = threading.Event()
@@ -73,13 +86,11 @@ def run(args: argparse.Namespace) -> int:
         with run_devnet(config_from(args)) as net:
             for permit, entries in ((False, args.register), (True, args.validator)):
                 for entry in entries:
-                    netuid, hotkey, *coldkey = entry.split(":")
-                    if net.uid(int(netuid), hotkey) is None:
-                        net.register(int(netuid), hotkey, *coldkey, permit=permit)
+                    _register(net, entry, permit=permit)
             print(f"crusades devnet: {NOTICE}", file=sys.stderr)
             print(json.dumps(net.info()), flush=True)
             stop.wait()
-    except (CrusadesError, ValueError) as error:
+    except CrusadesError as error:
         print(f"crusades devnet: {error}", file=sys.stderr)
         return 2
     return 0

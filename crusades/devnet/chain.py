@@ -19,7 +19,7 @@ from crusades.devnet.errors import Invalid, discarded, unknown_block
 from crusades.devnet.extrinsic import check_signature, parse, timestamp_inherent
 from crusades.devnet.pallets import Env, balances
 from crusades.devnet.pool import Pending, Pool, Watch
-from crusades.devnet.registry import Registry
+from crusades.devnet.registry import registry_of
 from crusades.devnet.scale import from_hex
 from crusades.devnet.state import State, Storage
 
@@ -52,7 +52,7 @@ class Chain:
         self.lock = threading.RLock()
         self.metadata = metadata.adapted(config.block_time)
         self.spec_version = metadata.SPEC_VERSION
-        self.registry = Registry(self.metadata)
+        self.registry = registry_of(self.metadata)
         self.storage = Storage()
         self.state = State(self.registry, self.storage)
         self.pool = Pool()

@@ -10,6 +10,7 @@ import bittensor_core as core  # type: ignore[import-untyped]  # a compiled modu
 import msgspec
 from msgspec import Meta
 
+from crusades.devnet.scale import account
 from crusades.errors import ConfigError
 
 DEV_GENESIS_PREFIX = "0x" + b"crusades-devnet\0".hex()
@@ -106,7 +107,11 @@ class DevnetConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """One JSON line per call is appended here."""
 
     def checked(self) -> DevnetConfig:
-        """Itself. Raises ConfigError when it would listen beyond loopback or holds contradictions."""
+        """Itself. Raises ConfigError when it would listen beyond loopback, is out of bounds, or contradicts itself."""
+        try:
+            msgspec.convert(msgspec.to_builtins(self, enc_hook=str), DevnetConfig, dec_hook=lambda kind, value: kind(value))
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"devnet cannot be started so: {error}") from error
         try:
             loopback = ipaddress.ip_address(self.host).is_loopback
         except ValueError:
@@ -118,4 +123,15 @@ class DevnetConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ConfigError(f"a netuid is given twice: {netuids}")
         if self.block_time < 0.01:
             raise ConfigError(f"a block time of {self.block_time} s is too short; the least is 0.01")
+        for who in (*self.endowed, *(key for subnet in self.subnets for key in (subnet.owner, subnet.owner_hotkey))):
+            check_address(who)
         return self
+
+
+def check_address(ss58: str) -> str:
+    """The address itself. Raises ConfigError when it is none."""
+    try:
+        account(ss58)
+    except ValueError as error:
+        raise ConfigError(f"{ss58!r} is no SS58 address") from error
+    return ss58

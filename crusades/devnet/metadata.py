@@ -28,6 +28,7 @@ def load() -> bytes:
     return lzma.decompress(resources.files("crusades.devnet").joinpath(_FILE).read_bytes())
 
 
+@cache
 def adapted(block_time: float, hidden: tuple[str, ...] = ()) -> bytes:
     """The metadata of a devnet with this block time (seconds) and without the storage items and calls named in `hidden`."""
     blob = _with_slot_duration(_with_epoch_consensus(load()), max(1, round(block_time * 1000)))

@@ -12,14 +12,13 @@ import trio
 from crusades.devnet import journal
 from crusades.devnet.calls import Call, CallLog
 from crusades.devnet.chain import Chain
-from crusades.devnet.config import NOTICE, OWNER, RAO, DevnetConfig
+from crusades.devnet.config import NOTICE, OWNER, RAO, DevnetConfig, check_address
 from crusades.devnet.control import Control
 from crusades.devnet.errors import DispatchFailed
 from crusades.devnet.faults import Fault, Faults
 from crusades.devnet.pallets import Env, balances, commitments
 from crusades.devnet.pallets import neurons as neuron_pallet
 from crusades.devnet.rpc import Rpc
-from crusades.devnet.scale import account
 from crusades.devnet.server import Server
 from crusades.errors import UsageError
 
@@ -103,12 +102,12 @@ class Devnet:
     def fund(self, ss58: str, rao: int) -> None:
         """Set the free balance of an account."""
         with self.chain.patching() as env:
-            balances.set_free(env.state, _checked(ss58), rao)
+            balances.set_free(env.state, check_address(ss58), rao)
 
     def balance(self, ss58: str) -> int:
         """Free balance in rao."""
         with self.chain.lock:
-            return balances.free(self.chain.state, _checked(ss58))
+            return balances.free(self.chain.state, check_address(ss58))
 
     def register(self, netuid: int, hotkey: str, coldkey: str = OWNER, *, stake: int | None = None, permit: bool = False) -> int:
         """Register without paying; returns the uid. On a full subnet a neuron is replaced, as the chain would.
@@ -118,10 +117,10 @@ class Devnet:
         with self.chain.patching() as env:
             if not neuron_pallet.exists(env, netuid):
                 raise UsageError(f"devnet has no subnet {netuid}")
-            if neuron_pallet.uid_of(env, netuid, _checked(hotkey)) is not None:
+            if neuron_pallet.uid_of(env, netuid, check_address(hotkey)) is not None:
                 raise UsageError(f"{hotkey} is registered on {netuid} already")
             try:
-                uid = neuron_pallet.register(env, netuid, hotkey, _checked(coldkey))
+                uid = neuron_pallet.register(env, netuid, hotkey, check_address(coldkey))
             except DispatchFailed as error:
                 raise UsageError(f"nobody on subnet {netuid} can be replaced: {error}") from error
             _set_stake(env, netuid, hotkey, (VALIDATOR_STAKE if permit else 0) if stake is None else stake)
@@ -131,21 +130,21 @@ class Devnet:
     def set_stake(self, netuid: int, hotkey: str, rao: int) -> None:
         """Set the stake weight of a hotkey; permits follow at the next epoch."""
         with self.chain.patching() as env:
-            _set_stake(env, netuid, _checked(hotkey), rao)
+            _set_stake(env, netuid, check_address(hotkey), rao)
 
     def replace(self, netuid: int, uid: int, hotkey: str, coldkey: str = OWNER) -> None:
         """Deregister whoever holds the uid and give it to another hotkey, as a registration on a full subnet does."""
         with self.chain.patching() as env:
             if not 0 <= uid < neuron_pallet.count(env, netuid):
                 raise UsageError(f"subnet {netuid} has no uid {uid}")
-            if neuron_pallet.uid_of(env, netuid, _checked(hotkey)) is not None:
+            if neuron_pallet.uid_of(env, netuid, check_address(hotkey)) is not None:
                 raise UsageError(f"{hotkey} is registered on {netuid} already")
-            neuron_pallet.occupy(env, netuid, uid, hotkey, _checked(coldkey))
+            neuron_pallet.occupy(env, netuid, uid, hotkey, check_address(coldkey))
 
     def uid(self, netuid: int, hotkey: str) -> int | None:
         """The hotkey's uid, None when it is not registered."""
         with self.chain.lock:
-            uid = self.chain.state.module("Uids", netuid, hotkey)
+            uid = self.chain.state.module("Uids", netuid, check_address(hotkey))
             return None if uid is None else int(uid)
 
     # ------------------------------------------------------------------------------------------------ state
@@ -175,7 +174,7 @@ class Devnet:
     def set_reveals(self, netuid: int, hotkey: str, rows: list[tuple[bytes, int]]) -> None:
         """Write a hotkey's opened commitments, (plaintext, block), without anybody having committed: any bytes at all."""
         with self.chain.patching() as env:
-            commitments.put_reveals(env, netuid, _checked(hotkey), rows)
+            commitments.put_reveals(env, netuid, check_address(hotkey), rows)
 
     # ------------------------------------------------------------------------------------------------ misbehaving
 
@@ -231,14 +230,6 @@ class Devnet:
 
 def _set_stake(env: Env, netuid: int, hotkey: str, rao: int) -> None:
     env.put("TotalHotkeyAlpha", hotkey, netuid, value=rao)
-
-
-def _checked(ss58: str) -> str:
-    try:
-        account(ss58)
-    except ValueError as error:
-        raise UsageError(f"{ss58!r} is no SS58 address") from error
-    return ss58
 
 
 @contextmanager

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from typing import Any
 
 import bittensor_core as core  # type: ignore[import-untyped]  # a compiled module without stubs
 
 from crusades.devnet.metadata import SPEC_VERSION, TRANSACTION_VERSION
 from crusades.devnet.scale import SS58_FORMAT, address
+
+
+@lru_cache(maxsize=4)
+def registry_of(metadata: bytes) -> Registry:
+    """The registry of this metadata, made once: it never changes, and making it takes as long as a hundred blocks."""
+    return Registry(metadata)
 
 
 class Registry:
