@@ -8,6 +8,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 VENV=${VENV:-.venv}
+PROC_SYS=${PROC_SYS:-/proc/sys} # a seam for the tests
 STAMP=$VENV/.crusades-setup
 
 step() { printf '\033[1m== %s\033[0m\n' "$*" >&2; }
@@ -111,19 +112,25 @@ install_bubblewrap() {
   apt_install bubblewrap || fail "bubblewrap is missing and cannot be installed without a password" "sudo apt-get install bubblewrap" "then run the same command again"
 }
 
+install_libseccomp() { # Debian's own packages pull it in nearly everywhere
+  if "$VENV/bin/python" -c 'import pyseccomp' 2>/dev/null; then return; fi
+  step "libseccomp, which compiles the sandbox's filter"
+  apt_install libseccomp2 || fail "libseccomp is missing and cannot be installed without a password" "sudo apt-get install libseccomp2" "then run the same command again"
+}
+
 test_sandbox() {
   local words
   words=$(bwrap --unshare-all --unshare-user --uid 65534 --gid 65534 --disable-userns --die-with-parent --ro-bind / / --proc /proc --dev /dev true 2>&1) && return
   local why="bubblewrap cannot build a sandbox here: $words"
-  if [ "$(cat /proc/sys/kernel/apparmor_restrict_unprivileged_userns 2>/dev/null)" = 1 ]; then
+  if [ "$(cat $PROC_SYS/kernel/apparmor_restrict_unprivileged_userns 2>/dev/null)" = 1 ]; then
     fail "AppArmor forbids user namespaces to ordinary programs (Ubuntu 24.04 does so by default)" "allow them to bubblewrap alone:" \
       "printf 'abi <abi/4.0>,\ninclude <tunables/global>\nprofile bwrap /usr/bin/bwrap flags=(unconfined) {\n  userns,\n}\n' | sudo tee /etc/apparmor.d/bwrap" \
       "sudo apparmor_parser -r /etc/apparmor.d/bwrap" "then run the same command again"
   fi
-  if [ "$(cat /proc/sys/kernel/unprivileged_userns_clone 2>/dev/null)" = 0 ]; then
+  if [ "$(cat $PROC_SYS/kernel/unprivileged_userns_clone 2>/dev/null)" = 0 ]; then
     fail "user namespaces are switched off" "echo kernel.unprivileged_userns_clone=1 | sudo tee /etc/sysctl.d/60-userns.conf && sudo sysctl --system" "then run the same command again"
   fi
-  if [ "$(cat /proc/sys/user/max_user_namespaces 2>/dev/null)" = 0 ]; then
+  if [ "$(cat $PROC_SYS/user/max_user_namespaces 2>/dev/null)" = 0 ]; then
     fail "user namespaces are switched off" "echo user.max_user_namespaces=15000 | sudo tee /etc/sysctl.d/60-userns.conf && sudo sysctl --system" "then run the same command again"
   fi
   if [ -e /.dockerenv ] || [ -e /run/.containerenv ]; then
@@ -136,6 +143,7 @@ main() {
   make_venv
   install_packages
   install_bubblewrap
+  install_libseccomp
   test_sandbox
 }
 
