@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from crusades.records import SlotView
+from crusades.records import Neuron, SlotView
 
 
 @dataclass
@@ -26,6 +26,14 @@ class Board:
     started_at: float = field(default_factory=time.time)
     block: int | None = None
     finalized_block: int | None = None
+    neurons: tuple[Neuron, ...] = ()
+    """The registered keys as last read: who can get weights, and under which uid."""
+    owner_uid: int | None = None
+    """The subnet owner's uid, which takes the burned share."""
+    weights_held: str = ""
+    """Why weights are not being set right now; empty when they are."""
+    weights_age_tempos: float | None = None
+    """Age of our weights on chain at the last look; None while unknown or never set."""
     slots: dict[str, SlotView] = field(default_factory=dict)
     progress: dict[str, str] = field(default_factory=dict)
     """submission id → "run 2 of 5", while it runs."""
