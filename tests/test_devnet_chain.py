@@ -299,6 +299,7 @@ def test_a_journalled_chain_comes_back_as_it_was(tmp_path: Path):
     first.produce(1)
     with first.patching() as env:
         balances.set_free(env.state, address("later"), 7 * TAO)
+    first.upgrade()
     kept.close()
 
     second = chain_of()
@@ -308,8 +309,23 @@ def test_a_journalled_chain_comes_back_as_it_was(tmp_path: Path):
     assert list(second.storage.keys(b"")) == keys
     assert [second.storage.get(k) for k in keys] == [first.storage.get(k) for k in keys]
     assert second.storage.get(keys[0], at=1) == first.storage.get(keys[0], at=1)
+    assert second.spec_version == SPEC_VERSION + 1
+    again.close()
+
+
+def test_a_chain_that_came_back_goes_on(tmp_path: Path):
+    path = tmp_path / "chain"
+    first = chain_of()
+    kept = journal.attach(first, path)
+    outcome(first, "rich", "Balances.transfer_keep_alive", dest=address("poor"), value=TAO)
+    kept.close()
+    second = chain_of()
+    again = journal.attach(second, path)
     assert outcome(second, "rich", "Balances.transfer_keep_alive", dest=address("poor"), value=TAO) == "ok"
     again.close()
+    third = chain_of()
+    journal.attach(third, path).close()
+    assert balances.free(third.state, address("poor")) == 2 * TAO
 
 
 def test_a_frame_cut_off_by_a_crash_is_dropped(tmp_path: Path):

@@ -250,6 +250,7 @@ def test_an_upgrade_is_seen_and_old_blocks_keep_their_version(net, wire):
     assert wire.receive()["params"]["result"]["specVersion"] == 462
     assert wire.ask("state_getRuntimeVersion")["specVersion"] == 462
     assert wire.ask("state_getRuntimeVersion", net.chain.ledger[1].hash)["specVersion"] == 461
+    assert wire.ask("state_getRuntimeVersion", net.chain.head.hash)["specVersion"] == 462
     net.produce_blocks()
     assert wire.ask("state_getRuntimeVersion", net.chain.head.hash)["specVersion"] == 462
     name = b"TimelockedWeightCommits"
@@ -467,3 +468,30 @@ def test_flags_become_the_configuration():
     config = config_from(parser.parse_args(["--subnet", "2", "--subnet", "5", "--tempo", "9", "--commit-reveal", "--instant", "--fund", f"{address('rich')}=1.5"]))
     assert [(subnet.netuid, subnet.tempo, subnet.commit_reveal) for subnet in config.subnets] == [(2, 9, True), (5, 9, True)]
     assert (config.sealing, config.endowed) == ("instant", {address('rich'): 1_500_000_000})
+
+
+def test_a_stalled_node_makes_no_blocks_by_the_clock():
+    with run_devnet(DevnetConfig(block_time=0.02)) as net, connect(net.url) as socket:
+        wire = Wire(socket)
+        net.stall()
+        wire.ask("chain_subscribeNewHeads")
+        while not wire.is_quiet():
+            pass
+        net.stall(False)
+        assert wire.receive()["method"] == "chain_newHead"
+
+
+def test_the_page_about_devnet_names_every_command_flag_and_fault():
+    import argparse
+    from typing import get_args
+
+    from crusades.devnet.__main__ import add_arguments
+    from crusades.devnet.control import METHODS
+    from crusades.devnet.faults import Kind
+
+    page = (Path(__file__).parent.parent / "docs" / "devnet.md").read_text()
+    parser = argparse.ArgumentParser(add_help=False)
+    add_arguments(parser)
+    flags = [action.option_strings[0] for action in parser._actions]
+    names = [*METHODS, *flags, *get_args(Kind), "crusades_oracle", "crusades_info", "upgrade", "vanish", "appear", "close_connections", "clear_faults"]
+    assert [name for name in names if f"`{name}" not in page] == ["--host"]

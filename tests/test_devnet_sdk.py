@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import bittensor as bt
+import bittensor_core as core
 import pytest
 import trio
-from devnet_kit import address, sealed_fields, weights_payload
+from devnet_kit import address, key, sealed_fields, weights_payload
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
@@ -288,3 +290,38 @@ def test_storage_is_handed_out_to_the_byte(bench):
     key = bench.net.chain.state.key("Commitments", "RevealedCommitments", NETUID, bench.hotkey)
     raw = from_hex(ask(bench, "state_getStorage", [to_hex(key)]))
     assert raw == compact(1) + compact(256) + odd + (7).to_bytes(8, "little")
+
+
+def test_an_extrinsic_waits_for_its_block_when_blocks_are_made_by_hand(home: Path):
+    with run_devnet(DevnetConfig(sealing="manual", endowed={address("rich"): 10 * TAO})) as net, ThreadPoolExecutor(1) as pool:
+        sub = bt.Subtensor(net.url)
+        call = bt.calls.Balances.transfer_keep_alive(dest=address("poor"), value=TAO)
+        waiting = pool.submit(sub.submit_call, call, key("rich"))
+        assert net.chain.wait_pool(1, timeout=10)
+        assert not waiting.done()
+        net.produce_blocks(3)
+        assert waiting.result(timeout=10).success
+        sub.close()
+
+
+def test_the_payload_that_the_sdk_seals_is_the_one_that_is_read_here():
+    """Weights are sealed to a round of the wall clock; a block time far below zero brings that back to a round we carry."""
+
+    def seal(block_time: float) -> tuple[bytes, int]:
+        schedule = {"last_epoch_block": 0, "pending_epoch_at": 0, "subnet_epoch_index": 0, "tempo": 20, "blocks_since_last_step": 3}
+        ciphertext, reveal_round = core.get_encrypted_commit_v2(
+            uids=[2, 3],
+            weights=[65535, 7],
+            version_key=9,
+            current_block=10,
+            subnet_reveal_period_epochs=1,
+            block_time=block_time,
+            hotkey=bytes(key("v").public_key),
+            **schedule,
+        )
+        return bytes(ciphertext), int(reveal_round)
+
+    now, per_second = seal(0.0)[1], (seal(300.0)[1] - seal(0.0)[1]) / 300
+    nearby = (seal((drand.SEAL_ROUND - now) / per_second + step / 10) for step in range(-20, 21))
+    ciphertext = next(ciphertext for ciphertext, reveal_round in nearby if reveal_round == drand.SEAL_ROUND)
+    assert drand.unseal(ciphertext, drand.SEAL_ROUND) == weights_payload("v", [2, 3], [65535, 7], 9)

@@ -20,6 +20,10 @@ know of them (they can tell by the genesis hash, `is_dev_genesis`):
     server, net, control         websocket and clock in a thread; the handle; a socket to steer by
     faults, journal, calls       misbehaviour on demand; state on disk; the log of calls
 
+Left out: pools, prices and staking, root, children, proxies, EVM, the MEV shield (so registration goes by
+`submit_call(burned_register)` or the helpers, not by the SDK's intent, which insists on the shield), and Yuma consensus.
+docs/devnet.md has the flags, the commands of the control socket, and the faults.
+
 Run it with `python -m crusades.devnet`, or in process with `open_devnet` (trio) or `run_devnet`.
 """
 

@@ -73,6 +73,10 @@ class Ledger:
         """The newest block."""
         return self._blocks[-1]
 
+    @head.setter
+    def head(self, block: Block) -> None:
+        self._blocks[-1] = block
+
     @property
     def genesis(self) -> Block:
         """Block 0."""

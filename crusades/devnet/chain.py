@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Literal, Protocol
 
 from crusades.devnet import metadata, runtime
@@ -42,6 +43,9 @@ class Journal(Protocol):
 
     def cut(self, number: int) -> None:
         """Every block after `number` is void."""
+
+    def upgrade(self, spec_version: int) -> None:
+        """The runtime has this version from the head on."""
 
 
 class Chain:
@@ -188,6 +192,7 @@ class Chain:
             voided = [p for p in self._unfinal if p.block is not None and p.block > keep]
             self._unfinal = [p for p in self._unfinal if p not in voided]
             self.ledger.drop(depth)
+            self.spec_version = self.head.spec_version
             self.storage.drop_after(keep)
             if self.journal is not None:
                 self.journal.cut(keep)
@@ -216,14 +221,22 @@ class Chain:
     def upgrade(self, hidden: tuple[str, ...] = ()) -> int:
         """Raise the spec version, and hide the storage items and calls named; returns the new version.
 
-        Extrinsics signed for the old one are invalid from now on; those that wait are dropped.
+        As on the chain, the head's state has the new runtime though the old one wrote it. Extrinsics signed for the old one
+        are invalid from now on; those that wait are dropped. What is hidden is not kept on disk.
         """
         with self.lock:
             self.metadata = metadata.adapted(self.config.block_time, hidden)
-            self.spec_version += 1
+            self.set_spec_version(self.spec_version + 1)
+            if self.journal is not None:
+                self.journal.upgrade(self.spec_version)
             self.pool.clear("invalid")
             self._tell("upgraded", self.head)
             return self.spec_version
+
+    def set_spec_version(self, spec_version: int) -> None:
+        """Give the head another runtime version."""
+        self.spec_version = spec_version
+        self.ledger.head = replace(self.head, spec_version=spec_version)
 
     def _tell(self, happening: Happening, block: Block) -> None:
         for listener in list(self.listeners):

@@ -59,7 +59,13 @@ class Cut(msgspec.Struct, tag="cut", array_like=True, frozen=True):
     number: int
 
 
-Frame = Start | Made | Patch | Cut
+class Upgrade(msgspec.Struct, tag="upgrade", array_like=True, frozen=True):
+    """The head has this runtime version."""
+
+    spec_version: int
+
+
+Frame = Start | Made | Patch | Cut | Upgrade
 
 _decoder = msgspec.msgpack.Decoder(Frame)
 
@@ -92,6 +98,10 @@ class FileJournal:
     def cut(self, number: int) -> None:
         """Every block after `number` is void."""
         self._write(Cut(number))
+
+    def upgrade(self, spec_version: int) -> None:
+        """The runtime has this version from the head on."""
+        self._write(Upgrade(spec_version))
 
     def close(self) -> None:
         """Close the file."""
@@ -166,3 +176,5 @@ def _play(chain: Chain, frame: Frame, path: Path) -> None:
         case Cut():
             chain.ledger.drop(chain.head.number - frame.number)
             chain.storage.drop_after(frame.number)
+        case Upgrade():
+            chain.set_spec_version(frame.spec_version)

@@ -27,7 +27,7 @@ VALIDATOR_STAKE = 1000 * RAO
 
 
 class Devnet:
-    """A chain with its server. All methods may be called from any thread; none waits for the network."""
+    """A chain with its server. All methods may be called from any thread; none waits for a client."""
 
     def __init__(self, config: DevnetConfig) -> None:
         self.config = config.checked()

@@ -74,8 +74,8 @@ class Server:
         self._control = control
         self._clients: set[Client] = set()
         self._numbers = itertools.count(1)
-        self._loop = asyncio.new_event_loop()
-        self._stopping = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping: asyncio.Event | None = None
         self._started = threading.Event()
         self._failure: OSError | None = None
         self._listener: WebsocketServer | None = None
@@ -85,6 +85,7 @@ class Server:
 
     def start(self) -> None:
         """Listen and return. Raises ConfigError when the port cannot be had."""
+        self._loop = asyncio.new_event_loop()
         self._thread.start()
         if not self._started.wait(_START_TIMEOUT):
             raise ConfigError(f"devnet did not begin to listen within {_START_TIMEOUT:.0f} s")
@@ -95,18 +96,22 @@ class Server:
     def stop(self) -> None:
         """Close every connection and end the thread."""
         if self._thread.is_alive():
-            self.call(self._stopping.set)
+            self.call(self._end)
             self._thread.join(_STOP_TIMEOUT)
 
     def call(self, function: Callable[..., Any], *args: Any) -> None:
-        """Run on the server's loop, soon; silently not, when that has ended."""
+        """Run on the server's loop, soon; not at all before it has begun or after it has ended."""
+        if self._loop is None:
+            return
         try:
             self._loop.call_soon_threadsafe(function, *args)
         except RuntimeError:
             _log.debug("devnet's loop has ended, %s is not run", function)
 
     def wait(self, make: Callable[[], Awaitable[Any]]) -> Any:
-        """Run a coroutine on the server's loop and block this thread until it is done."""
+        """Run a coroutine on the server's loop and block this thread until it is done; not at all before it has begun."""
+        if self._loop is None:
+            return None
 
         async def run() -> Any:
             return await make()
@@ -114,12 +119,18 @@ class Server:
         return asyncio.run_coroutine_threadsafe(run(), self._loop).result(_STOP_TIMEOUT)
 
     def _run(self) -> None:
+        assert self._loop is not None
         try:
             self._loop.run_until_complete(self._main())
         finally:
             self._loop.close()
 
+    def _end(self) -> None:
+        if self._stopping is not None:
+            self._stopping.set()
+
     async def _main(self) -> None:
+        self._stopping = asyncio.Event()
         control = None
         try:
             await self.listen()
@@ -142,10 +153,11 @@ class Server:
 
     async def _tick(self) -> None:
         """Make a block every `block_time`, without drift."""
-        due = self._loop.time()
+        now = asyncio.get_running_loop().time
+        due = now()
         while True:
-            due = max(due + self.chain.config.block_time, self._loop.time())
-            await asyncio.sleep(due - self._loop.time())
+            due = max(due + self.chain.config.block_time, now())
+            await asyncio.sleep(due - now())
             if not self.stalled:
                 self._produce(1)
 
@@ -169,6 +181,7 @@ class Server:
             max_size=_MAX_FRAME,
             compression=None,
             ping_interval=None,
+            close_timeout=1,
             origins=[None],  # a web page that a developer has open must not steer the chain
         )
         self.port = next(iter(self._listener.sockets)).getsockname()[1]
@@ -216,7 +229,7 @@ class Server:
         calls = message if isinstance(message, list) else [message]
         replies = [self.rpc.handle(call, client) for call in calls]
         if self.chain.config.sealing == "instant":
-            self._loop.call_soon(self._seal)
+            asyncio.get_running_loop().call_soon(self._seal)
         struck = next((reply.fault for reply in replies if reply.fault is not None), None)
         await self._answer(client, replies, struck, batch=isinstance(message, list))
 
@@ -237,7 +250,7 @@ class Server:
             return
         body = answers if batch else answers[0]
         if fault is not None and fault.kind == "slow":
-            self._loop.call_later(fault.seconds, client.queue.put_nowait, body)
+            asyncio.get_running_loop().call_later(fault.seconds, client.queue.put_nowait, body)
         else:
             client.queue.put_nowait(body)
 
