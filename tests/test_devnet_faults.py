@@ -420,6 +420,14 @@ def test_the_command_listens_says_what_it_is_and_keeps_its_state(tmp_path: Path)
 
     process, again = start(*flags)
     assert (again["block"], again["genesis"]) == (5, facts["genesis"])
+    remote = Remote(again["control_port"])
+    remote("produce_blocks", count=2)
+    remote.close()
+    process.kill()
+    process.communicate(timeout=20)
+
+    process, after_kill = start(*flags)
+    assert after_kill["block"] == 7
     finish(process, signal.SIGINT)
 
 
