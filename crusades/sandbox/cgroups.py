@@ -71,7 +71,7 @@ class Group(msgspec.Struct, frozen=True):
 
     def members(self) -> list[int]:
         """Host pids that are still inside."""
-        return [int(pid) for entrance in self.entrances() for pid in _read(Path(entrance)).split()]
+        return sorted({int(pid) for entrance in self.entrances() for pid in _read(Path(entrance)).split()})
 
     def remove(self) -> bool:
         """Delete the groups. False while something is still inside. Idempotent."""
@@ -140,7 +140,7 @@ def _limit_v2(group: Group, limits: Limits) -> None:
     _write(folder / "pids.max", limits.max_processes)
     _write_if_there(folder / "memory.swap.max", 0)  # swap would let it exceed, and stall the host
     _write_if_there(folder / "memory.oom.group", 1)  # half a contestant is of no use
-    _write_if_there(folder / "cpu.weight", max(1, limits.cpu_weight))
+    _write_if_there(folder / "cpu.weight", min(10_000, max(1, limits.cpu_weight * _cores())))
 
 
 def _limit_v1(group: Group, limits: Limits) -> None:
@@ -148,7 +148,12 @@ def _limit_v1(group: Group, limits: Limits) -> None:
     _write_if_there(group.folders["memory"] / "memory.memsw.limit_in_bytes", limits.memory_bytes)
     _write(group.folders["pids"] / "pids.max", limits.max_processes)
     if "cpu" in group.folders:
-        _write_if_there(group.folders["cpu"] / "cpu.shares", max(2, limits.cpu_weight * _CPU_SHARES_OF_100 // 100))
+        _write_if_there(group.folders["cpu"] / "cpu.shares", min(262_144, max(2, limits.cpu_weight * _cores() * _CPU_SHARES_OF_100 // 100)))
+
+
+def _cores() -> int:
+    """A group's weight is spread over the cores it runs on, so a weight per core has to be multiplied."""
+    return len(os.sched_getaffinity(0))
 
 
 def _detect_v1(root: Path, own: dict[str, str]) -> Hierarchy:

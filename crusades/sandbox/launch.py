@@ -8,19 +8,15 @@ import json
 import os
 import select
 import shutil
-import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import msgspec
-import trio
-
 from crusades.errors import SandboxFault
 from crusades.sandbox import cgroups
-from crusades.sandbox.output import Tail
+from crusades.sandbox.box import Box, ExitStatus, read_now
 from crusades.sandbox.policy import CHANNEL_FD, NOBODY, Limits, Mount, Policy
 from crusades.sandbox.seccomp import compile_filter
 
@@ -28,26 +24,10 @@ SHIM = 'while [ "$1" != -- ]; do echo 0 > "$1" || exit 70; shift; done; shift; u
 """Run by /bin/sh: enter the cgroups named before `--`, put the channel (passed as standard input) on 3, become bubblewrap."""
 START_PATIENCE = 10.0
 """Seconds for bubblewrap to report its child; it takes about 5 ms."""
-END_PATIENCE = 15.0
-"""Seconds for a killed namespace to be gone. A process inside a driver call can need seconds."""
-DRAIN_PAUSE = 0.005
-"""Seconds between reads of 64 KiB: a flood is read at 13 MB/s at most, and costs us no more than that."""
-_CHUNK = 1 << 16
 _FIRST_FD = 10
 """Descriptors that we pass to the shell are numbered from here, away from those that it moves."""
-_SIGNAL_BASE = 128
-"""bubblewrap reports a death by signal n as exit code 128 + n."""
 
-
-class ExitStatus(msgspec.Struct, frozen=True):
-    """How the program ended. Exactly one of `code` and `signal` is set."""
-
-    code: int | None
-    signal: int | None
-    oom_killed: bool
-    """The kernel killed one of its processes for reaching the memory limit."""
-    text: str
-    """For people."""
+__all__ = ["Box", "ExitStatus", "spawn"]
 
 
 def spawn(policy: Policy, argv: Sequence[str], *, channel: socket.socket, mounts: Mapping[Path, str] | None = None) -> Box:
@@ -228,7 +208,7 @@ def _meet(process: subprocess.Popen[bytes], output: int, status: int, group: cgr
     except (ValueError, KeyError, ProcessLookupError):
         process.kill()
         process.wait()
-        said = _read_now(output).decode("utf-8", "replace").strip()
+        said = read_now(output).decode("utf-8", "replace").strip()
         os.close(output)
         os.close(status)
         _discard(group)
@@ -244,187 +224,8 @@ def _first_line(descriptor: int) -> bytes:
     got = b""
     while b"\n" not in got and (left := end - time.monotonic()) > 0:
         if poller.poll(left * 1000):
-            chunk = _read_now(descriptor)
+            chunk = read_now(descriptor)
             if not chunk:
                 break
             got += chunk
     return got.partition(b"\n")[0]
-
-
-def _read_now(descriptor: int) -> bytes:
-    try:
-        return os.read(descriptor, _CHUNK)
-    except BlockingIOError:
-        return b""
-
-
-class Box:
-    """A running sandbox. Made by `spawn`; must be ended by `kill`, which is idempotent, whatever else happened.
-
-    A task of trio's own watches it, because its end must be noticed and its output read whether or not anyone waits.
-    When trio ends first, that task kills it.
-    """
-
-    def __init__(
-        self, process: subprocess.Popen[bytes], init: int, pid: int, output: int, status: int, group: cgroups.Group | None, limits: Limits,
-        enforced: dict[str, str],
-    ) -> None:  # fmt: skip
-        self.pid = pid
-        """Host pid of the namespace's init."""
-        self.limits = enforced
-        """What is bounded by what."""
-        self._process, self._init, self._output, self._status = process, init, output, status
-        self._group, self._sizes = group, limits
-        self._tail = Tail(limits.output_bytes)
-        self._killed = False
-        self._gone = trio.Event()
-        self._outcome: ExitStatus | SandboxFault | None = None
-        self.peak_bytes = 0
-        """Most memory ever used, known after the end where a cgroup counted it."""
-        trio.lowlevel.spawn_system_task(self._watch, name=f"sandbox {pid}")
-
-    def __repr__(self) -> str:
-        return f"<Box pid {self.pid} {'gone' if self._gone.is_set() else 'running'} {self._tail!r}>"
-
-    def alive(self) -> bool:
-        """Whether anything of it still runs."""
-        return not self._gone.is_set() and self._process.poll() is None
-
-    def output_tail(self) -> str:
-        """The last of stdout and stderr, together, made printable."""
-        return self._tail.text()
-
-    def members(self) -> list[int]:
-        """Host pids inside, where a cgroup counts them."""
-        return self._group.members() if self._group else []
-
-    async def wait(self) -> ExitStatus:
-        """Until nothing of it is left. Raises SandboxFault when the program was never started, or cannot be got rid of."""
-        await self._gone.wait()
-        if isinstance(self._outcome, ExitStatus):
-            return self._outcome
-        raise self._outcome or SandboxFault("the sandbox ended with the event loop")
-
-    async def kill(self) -> None:
-        """End everything in the PID namespace; nothing of it is left when this returns. Not cancellable while that takes.
-
-        Raises SandboxFault when a process does not die (stuck in a driver).
-        """
-        self._killed = True
-        with trio.CancelScope(shield=True):
-            self._signal_init()
-            await self._gone.wait()
-        if isinstance(self._outcome, SandboxFault) and "does not die" in str(self._outcome):
-            raise self._outcome
-
-    def _signal_init(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._init, signal.SIGKILL)
-
-    async def _watch(self) -> None:
-        """From start to end: drain, see the program end, end what it left behind, settle the accounts."""
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._drain)
-                monitor = os.pidfd_open(self._process.pid)
-                try:
-                    await trio.lowlevel.wait_readable(monitor)
-                finally:
-                    os.close(monitor)
-                self._signal_init()  # what the program left behind
-                with trio.move_on_after(END_PATIENCE) as patience:
-                    await trio.lowlevel.wait_readable(self._init)
-                await _until(self._cgroup_gone, END_PATIENCE)
-                self._outcome = self._judge(stuck=patience.cancelled_caught)
-                await self._last_words()
-                nursery.cancel_scope.cancel()
-        finally:
-            self._close()
-
-    async def _drain(self) -> None:
-        """Keep the pipe flowing, at a bounded rate."""
-        while True:
-            await trio.lowlevel.wait_readable(self._output)
-            try:
-                chunk = os.read(self._output, _CHUNK)
-            except BlockingIOError:
-                continue
-            if not chunk:
-                return
-            self._tail.add(chunk)
-            await trio.sleep(DRAIN_PAUSE)
-
-    async def _last_words(self) -> None:
-        """Everyone is dead: what is left in the pipe is all there will be, at most its 64 KiB."""
-        while chunk := _read_now(self._output):
-            self._tail.add(chunk)
-
-    def _cgroup_gone(self) -> bool:
-        if self._group is None:
-            return True
-        self._oom = self._group.oom_kills() or getattr(self, "_oom", 0)
-        self.peak_bytes = self._group.peak_bytes() or self.peak_bytes
-        return self._group.remove()
-
-    def _judge(self, *, stuck: bool) -> ExitStatus | SandboxFault:
-        if stuck:
-            return SandboxFault(f"a process of sandbox {self.pid} does not die: look at `ps -o pid,stat,wchan,cmd` and the driver's log")
-        self._process.wait()
-        oom = bool(getattr(self, "_oom", 0))
-        code = _exit_code(_read_now(self._status))
-        if code is None and not self._killed and not oom:
-            said = self._tail.text().strip() or _read_now(self._output).decode("utf-8", "replace").strip()
-            return SandboxFault(f"the sandbox could not be built: {said or f'bubblewrap ended with {self._process.returncode}'}")
-        return self._status_of(code, oom)
-
-    def _status_of(self, code: int | None, oom: bool) -> ExitStatus:
-        number = signal.SIGKILL if code is None else code - _SIGNAL_BASE if code > _SIGNAL_BASE else None
-        if oom:
-            text = f"the memory limit of {self._sizes.memory_bytes / (1 << 30):.2f} GiB was reached"
-        elif number is None:
-            text = f"exit code {code}"
-        elif self._killed and number == signal.SIGKILL:
-            text = "killed by us"
-        else:
-            text = _SIGNAL_TEXTS.get(number, f"killed by signal {number}")
-        return ExitStatus(code if number is None else None, number, oom, text)
-
-    def _close(self) -> None:
-        """The last act, also when the event loop is being torn down: nothing may outlive it."""
-        if self._process.poll() is None:
-            self._signal_init()
-            self._process.kill()
-            self._process.wait()
-        self._cgroup_gone()
-        for descriptor in (self._init, self._output, self._status):
-            os.close(descriptor)
-        self._gone.set()
-
-
-_SIGNAL_TEXTS = {
-    int(signal.SIGSYS): "killed by the system-call filter (SIGSYS): it made a call that no submission needs",
-    int(signal.SIGSEGV): "killed by SIGSEGV (it touched memory that is not its own)",
-    int(signal.SIGXCPU): "killed by SIGXCPU (CPU time limit)",
-    int(signal.SIGXFSZ): "killed by SIGXFSZ (file size limit)",
-    int(signal.SIGBUS): "killed by SIGBUS (a file or /dev/shm ran out of room)",
-    int(signal.SIGABRT): "aborted (SIGABRT)",
-    int(signal.SIGKILL): "killed by SIGKILL",
-}
-
-
-def _exit_code(reports: bytes) -> int | None:
-    """bubblewrap's second report; absent when the program was never started."""
-    for line in reports.splitlines():
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            return int(json.loads(line)["exit-code"])
-    return None
-
-
-async def _until(done: object, patience: float) -> bool:
-    """Ask a cheap question until it says yes: a cgroup empties a moment after its last process is dead."""
-    assert callable(done)
-    with trio.move_on_after(patience):
-        while not done():
-            await trio.sleep(0.005)
-        return True
-    return False

@@ -43,8 +43,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """One file's size; tmpfs bounds the sum."""
     cpu_seconds: int = 24 * 3600
     """Backstop per process, should every deadline of ours fail."""
-    cpu_weight: int = 50
-    """Share of CPU against a normal process's 100, where CPU is contended: the daemon stays responsive, an idle machine is used in full."""
+    cpu_weight: int = 100
+    """Share of a contended core, in percent of one normal thread's: five hundred hostile threads cannot starve the daemon, and an
+    idle machine is used in full. A plain weight would be divided by the number of cores, and a busy daemon thread would stall the
+    contestant's thread beside it in the middle of a timed run."""
     locked_bytes: int = 64 << 20
     """mlock: unevictable memory. CUDA's own pinning goes through its driver, not through this."""
     output_bytes: int = 64 << 10
@@ -90,17 +92,13 @@ SYSTEM_MOUNTS: tuple[Mount, ...] = (
 )
 """What any program of ours needs. There is no shell, no package manager, no home, no /var, no /run."""
 
-DEVICE_MOUNTS: tuple[Mount, ...] = tuple(
-    Mount(f"/dev/{name}", why, f"/dev/{name}", "device")
-    for name, why in (
-        ("null", "everything expects it"),
-        ("zero", "some allocators map it"),
-        ("full", "harmless sibling of zero"),
-        ("random", "seeds"),
-        ("urandom", "seeds"),
-    )
-) + (
-    Mount("/dev/fd", "bash-like process substitution in build scripts; own descriptors only", "/proc/self/fd", "link"),
+DEVICE_MOUNTS: tuple[Mount, ...] = (
+    Mount("/dev/null", "everything expects it", "/dev/null", "device"),
+    Mount("/dev/zero", "some allocators map it", "/dev/zero", "device"),
+    Mount("/dev/full", "harmless sibling of zero", "/dev/full", "device"),
+    Mount("/dev/random", "seeds", "/dev/random", "device"),
+    Mount("/dev/urandom", "seeds", "/dev/urandom", "device"),
+    Mount("/dev/fd", "own descriptors by name, which build scripts expect", "/proc/self/fd", "link"),
     Mount("/dev/stdin", "the same", "/proc/self/fd/0", "link"),
     Mount("/dev/stdout", "the same", "/proc/self/fd/1", "link"),
     Mount("/dev/stderr", "the same", "/proc/self/fd/2", "link"),

@@ -138,7 +138,7 @@ def compile_filter(policy: Policy) -> int:
 def _program(gpu: bool, hostile: str, unknown: str, extra: tuple[str, ...]) -> bytes:
     """Compiled once per policy and process: libseccomp takes some milliseconds."""
     try:
-        import pyseccomp as lib
+        import pyseccomp as lib  # type: ignore[import-untyped]  # it ships no stubs
     except (ImportError, RuntimeError) as error:
         raise SandboxFault(f"the system-call filter cannot be compiled: {error}; install libseccomp2 (apt install libseccomp2)") from error
     try:

@@ -1,0 +1,228 @@
+"""A running sandbox: watch it, read what it prints, and end it with everything it started."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+from collections.abc import Callable
+
+import msgspec
+import trio
+
+from crusades.errors import SandboxFault
+from crusades.sandbox.cgroups import Group
+from crusades.sandbox.output import Tail
+from crusades.sandbox.policy import Limits
+
+END_PATIENCE = 15.0
+"""Seconds for a killed namespace to be gone. A process inside a driver call can need seconds."""
+DRAIN_PAUSE = 0.005
+"""Seconds between reads of 64 KiB: a flood is read at 13 MB/s at most, and costs us no more than that."""
+POLL = 0.005
+"""Seconds between looks at a cgroup that is about to be empty."""
+TEARDOWN_PATIENCE = 2.0
+"""Seconds that the thread blocks for a namespace to be gone when the event loop ends around a running sandbox."""
+CHUNK = 1 << 16
+_SIGNAL_BASE = 128
+"""bubblewrap reports a death by signal n as exit code 128 + n."""
+
+
+class ExitStatus(msgspec.Struct, frozen=True):
+    """How the program ended. Exactly one of `code` and `signal` is set."""
+
+    code: int | None
+    signal: int | None
+    oom_killed: bool
+    """The kernel killed one of its processes for reaching the memory limit."""
+    text: str
+    """For people."""
+
+
+class Box:
+    """A running sandbox. Made by `spawn`; must be ended by `kill`, which is idempotent, whatever else happened.
+
+    A task of trio's own watches it, because its end must be noticed and its output read whether or not anyone waits.
+    When trio ends first, that task kills it.
+    """
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], init: int, pid: int, output: int, status: int, group: Group | None, limits: Limits,
+        enforced: dict[str, str],
+    ) -> None:  # fmt: skip
+        self.pid = pid
+        """Host pid of the namespace's init."""
+        self.limits = enforced
+        """What is bounded by what."""
+        self._process, self._init, self._output, self._status = process, init, output, status
+        self._group, self._sizes = group, limits
+        self._tail = Tail(limits.output_bytes)
+        self._killed = False
+        self._oom_kills = 0
+        self._gone = trio.Event()
+        self._outcome: ExitStatus | SandboxFault | None = None
+        self.peak_bytes = 0
+        """Most memory ever used, known after the end where a cgroup counted it."""
+        trio.lowlevel.spawn_system_task(self._watch, name=f"sandbox {pid}")
+
+    def __repr__(self) -> str:
+        return f"<Box pid {self.pid} {'gone' if self._gone.is_set() else 'running'} {self._tail!r}>"
+
+    def alive(self) -> bool:
+        """Whether anything of it still runs."""
+        return not self._gone.is_set() and self._process.poll() is None
+
+    def output_tail(self) -> str:
+        """The last of stdout and stderr, together, made printable."""
+        return self._tail.text()
+
+    def members(self) -> list[int]:
+        """Host pids inside, where a cgroup counts them."""
+        return self._group.members() if self._group else []
+
+    async def wait(self) -> ExitStatus:
+        """Until nothing of it is left. Raises SandboxFault when the program was never started, or cannot be got rid of."""
+        await self._gone.wait()
+        if isinstance(self._outcome, ExitStatus):
+            return self._outcome
+        raise self._outcome or SandboxFault("the sandbox ended with the event loop")
+
+    async def kill(self) -> None:
+        """End everything in the PID namespace; nothing of it is left when this returns. Not cancellable while that takes.
+
+        Raises SandboxFault when a process does not die (stuck in a driver).
+        """
+        with trio.CancelScope(shield=True):
+            if not self._gone.is_set():  # afterwards the descriptor may be another's
+                self._killed = True
+                self._signal_init()
+            await self._gone.wait()
+        if isinstance(self._outcome, SandboxFault) and "does not die" in str(self._outcome):
+            raise self._outcome
+
+    def _signal_init(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._init, signal.SIGKILL)
+
+    async def _watch(self) -> None:
+        """From start to end: drain, see the program end, end what it left behind, settle the accounts."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._drain)
+                monitor = os.pidfd_open(self._process.pid)
+                try:
+                    await trio.lowlevel.wait_readable(monitor)
+                finally:
+                    os.close(monitor)
+                self._signal_init()  # what the program left behind
+                with trio.move_on_after(END_PATIENCE) as patience:
+                    await trio.lowlevel.wait_readable(self._init)
+                with trio.move_on_after(END_PATIENCE):
+                    await _until(self._cgroup_gone)
+                self._outcome = self._judge(stuck=patience.cancelled_caught)
+                self._last_words()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._close()
+
+    async def _drain(self) -> None:
+        """Keep the pipe flowing, at a bounded rate."""
+        while True:
+            await trio.lowlevel.wait_readable(self._output)
+            try:
+                chunk = os.read(self._output, CHUNK)
+            except BlockingIOError:
+                continue
+            if not chunk:
+                return
+            self._tail.add(chunk)
+            await trio.sleep(DRAIN_PAUSE)
+
+    def _last_words(self) -> None:
+        """Everyone is dead: what is left in the pipe is all there will be, at most its 64 KiB."""
+        while chunk := read_now(self._output):
+            self._tail.add(chunk)
+
+    def _cgroup_gone(self) -> bool:
+        if self._group is None:
+            return True
+        self._oom_kills = self._group.oom_kills() or self._oom_kills
+        self.peak_bytes = self._group.peak_bytes() or self.peak_bytes
+        return self._group.remove()
+
+    def _judge(self, *, stuck: bool) -> ExitStatus | SandboxFault:
+        if stuck:
+            return SandboxFault(f"a process of sandbox {self.pid} does not die: look at `ps -o pid,stat,wchan,cmd` and the driver's log")
+        self._process.wait()
+        oom = bool(self._oom_kills)
+        code = _exit_code(read_now(self._status))
+        if code is None and not self._killed and not oom:
+            said = self._tail.text().strip() or read_now(self._output).decode("utf-8", "replace").strip()
+            return SandboxFault(f"the sandbox could not be built: {said or f'bubblewrap ended with {self._process.returncode}'}")
+        return self._status_of(code, oom)
+
+    def _status_of(self, code: int | None, oom: bool) -> ExitStatus:
+        number = signal.SIGKILL if code is None else code - _SIGNAL_BASE if code > _SIGNAL_BASE else None
+        if oom:
+            text = f"the memory limit of {self._sizes.memory_bytes / (1 << 30):.2f} GiB was reached"
+        elif number is None:
+            text = f"exit code {code}"
+        elif self._killed and number == signal.SIGKILL:
+            text = "killed by us"
+        else:
+            text = _SIGNAL_TEXTS.get(number, f"killed by signal {number}")
+        return ExitStatus(code if number is None else None, number, oom, text)
+
+    def _close(self) -> None:
+        """The last act, also when the event loop is being torn down: nothing may outlive it."""
+        if self._process.poll() is None:  # the event loop is going: no more waiting for its events
+            self._signal_init()
+            _block_until_readable(self._init, TEARDOWN_PATIENCE)
+            self._process.kill()
+            self._process.wait()
+        self._cgroup_gone()
+        for descriptor in (self._init, self._output, self._status):
+            os.close(descriptor)
+        self._gone.set()
+
+
+_SIGNAL_TEXTS = {
+    int(signal.SIGSYS): "killed by the system-call filter (SIGSYS): it made a call that no submission needs",
+    int(signal.SIGSEGV): "killed by SIGSEGV (it touched memory that is not its own)",
+    int(signal.SIGXCPU): "killed by SIGXCPU (CPU time limit)",
+    int(signal.SIGXFSZ): "killed by SIGXFSZ (file size limit)",
+    int(signal.SIGBUS): "killed by SIGBUS (a file or /dev/shm ran out of room)",
+    int(signal.SIGABRT): "aborted (SIGABRT)",
+    int(signal.SIGKILL): "killed by SIGKILL",
+}
+
+
+def _exit_code(reports: bytes) -> int | None:
+    """bubblewrap's second report; absent when the program was never started."""
+    for line in reports.splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            return int(json.loads(line)["exit-code"])
+    return None
+
+
+async def _until(done: Callable[[], bool]) -> None:
+    """Ask a cheap question until it says yes: a cgroup empties a moment after its last process is dead, and tells nobody (version 1)."""
+    while not done():  # noqa: ASYNC110 - there is no event to wait for
+        await trio.sleep(POLL)
+
+
+def _block_until_readable(descriptor: int, seconds: float) -> None:
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    poller.poll(seconds * 1000)
+
+
+def read_now(descriptor: int) -> bytes:
+    """What can be read without waiting; nothing at the end, too."""
+    try:
+        return os.read(descriptor, CHUNK)
+    except BlockingIOError:
+        return b""
