@@ -294,6 +294,8 @@ class Submission(Record, kw_only=True):
     verdict: Outcome | None = None
     """None until judged."""
     commit_block: int
+    commit_block_exact: bool = True
+    """False: only known to be no later."""
     reveal_block: int | None = None
     url: str = ""
     sha256: str = ""

@@ -1,0 +1,539 @@
+"""The store: every fact that must survive a restart, in one SQLite file, written by one writer, told to all who listen.
+
+    async with open_store(state_dir, bridge, settings) as store: ...       # StateLocked, StoreError (damaged, newer)
+
+What holds:
+
+* A write method is one transaction. When it has returned, it is on the disk; when it has raised or was cancelled, nothing
+  of it is, with one exception: once COMMIT was sent it is finished, and the method returns although its scope is
+  cancelled (trio delivers the cancellation at the next checkpoint).
+* Events are numbered without gaps, stored in the transaction that causes them, and published after its commit, in order.
+* Only transitions of `store_life` are possible; anything else raises StoreError and changes nothing.
+* A submission that the chain withdrew meanwhile is nobody's work any more: methods that would write to it write nothing
+  and return False (None where they return a value).
+
+Writes (each one transaction; `block` is the head, for the history)
+    record_commitments(rows, head=, finalized=) -> Recorded     one read of the chain; see `store_chain`
+    transition(id, status, *, block, reason=None, note="") -> bool
+    save_source(id, source) -> bool                             before the transition to FETCHED
+    same_program(id, sha256, fingerprint) -> list[Submission]   notes the fingerprint; others with the same file or fingerprint
+    begin_attempt(id, *, slot="", block=None) -> tuple[Run, ...] | None     QUEUED → RUNNING; the runs that are kept
+    add_run(id, run) -> bool
+    finish(id, verdict, *, block=None) -> bool                  RUNNING → SCORED | REJECTED; fee receipt spent or freed
+    requeue(id, reason, *, block=None, max_attempts=None) -> Status | None  RUNNING → QUEUED in front, or FAULTED
+    recover() -> list[str]                                      after a start: RUNNING → QUEUED in front, runs kept
+    claim_receipt(id, receipt) -> str | None                    who else holds or has spent it
+    record_weights(asked=, block=, first=, last=)               before they are sent; record_on_chain(...) after each read
+    set_cursor(block) · set_fact(name, value) · identify(**facts) · emit(kind, data, submission_id=None)
+Reads: in_state, submissions, submission, source, payload, runs, scored, counts, commitments, cursor, fact, weights,
+    weights_history, weights_journal, receipt_holder, events_since, last_seq
+Others: subscribe(buffer) -> Subscription · backup() -> Path · statistics()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import math
+import os
+import sqlite3
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiosqlite
+import msgspec
+import trio
+
+from crusades import hparams, store_chain, store_reads
+from crusades.asyncio_bridge import Bridge
+from crusades.errors import StateLocked, StoreError
+from crusades.faults import fault
+from crusades.fees import spends
+from crusades.records import (
+    Commitment,
+    Event,
+    Outcome,
+    Page,
+    Payload,
+    Reason,
+    Run,
+    Source,
+    Stage,
+    Status,
+    Submission,
+    SubmissionDetail,
+    Verdict,
+    WeightsView,
+)
+from crusades.store_chain import Recorded, Seen
+from crusades.store_events import Publisher, Subscription
+from crusades.store_life import DEVICE, INTERRUPTED
+from crusades.store_schema import DATABASE, LOCK, connect, damaged, is_damage, prepare
+from crusades.store_tx import Tx, Withdrawn, database_words, encode, fetch_rows, pack, submission_of
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+CLOSE_WITHIN = 20.0
+"""Seconds that closing waits for a write under way and for the checkpoint."""
+
+
+class Store:
+    """One state directory. All methods on the trio thread; get one from `open_store`."""
+
+    def __init__(self, state_dir: Path, bridge: Bridge, settings: hparams.Store) -> None:
+        self.state_dir, self.settings = state_dir, settings
+        self._bridge = bridge
+        self._token = trio.lowlevel.current_trio_token()
+        self._publisher = Publisher(0)
+        self._seen = Seen()
+        self._seq = 0  # asyncio thread; the publisher has its own, behind by what is on the way
+        self._cursor: int | None = None
+        self._read_back: dict[str, Any] = {}
+        self._open = False
+        self._db: aiosqlite.Connection
+        self._reader: aiosqlite.Connection
+        self._writing: asyncio.Lock
+        self._reading: asyncio.Lock
+
+    def __repr__(self) -> str:
+        return f"<Store {self.state_dir} {'open' if self._open else 'closed'}, event {self.last_seq}>"
+
+    # ---------------------------------------------------------------------------------------- opening, closing
+
+    async def _start(self) -> None:
+        """On the asyncio thread."""
+        path = self.state_dir / DATABASE
+        self._writing, self._reading = asyncio.Lock(), asyncio.Lock()
+        try:
+            self._db = await connect(path)
+        except sqlite3.DatabaseError as error:
+            raise damaged(self.state_dir, str(error)) if is_damage(error) else error from error
+        try:
+            await prepare(self._db, self.state_dir)
+            self._seq = await store_reads.fact(self._db, "last_seq") or 0
+            self._cursor = await store_reads.fact(self._db, "cursor")
+            self._reader = await connect(path, read_only=True)
+        except BaseException:
+            await _to_the_end(self._db.close())
+            raise
+
+    async def _stop(self) -> None:
+        """On the asyncio thread. Waits for a write under way."""
+        async with self._writing, self._reading:
+            await self._reader.close()
+            await self._db.close()
+
+    async def _run(self, work: Callable[[], Awaitable[T]]) -> T:
+        if not self._open:
+            raise StoreError("the store is closed")
+        try:
+            return await self._bridge.run(work, finish_if_done=True)
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.state_dir / DATABASE}: {database_words(error)}") from error
+
+    # ---------------------------------------------------------------------------------------- one write, one read
+
+    async def _write(self, work: Callable[[Tx], Awaitable[T]]) -> T:
+        return await self._run(lambda: self._transaction(work))
+
+    async def _transaction(self, work: Callable[[Tx], Awaitable[T]]) -> T:
+        async with self._writing:
+            tx = Tx(self._db, self._seq)
+            try:
+                await self._db.execute_fetchall("BEGIN IMMEDIATE")
+                value = await work(tx)
+                events = await tx.finish(self.settings.keep_events)
+            except BaseException:
+                await _to_the_end(self._db.rollback())
+                raise
+            try:
+                await _to_the_end(self._db.commit())
+            except BaseException:
+                await _to_the_end(self._db.rollback())
+                raise
+            self._seq += len(events)
+            if events:
+                with contextlib.suppress(trio.RunFinishedError):  # the process is ending; the events are stored
+                    self._token.run_sync_soon(self._publisher.publish, events)
+            return value
+
+    async def _write_live(self, work: Callable[[Tx], Awaitable[T]]) -> T | None:
+        """A write to a submission that may have been withdrawn meanwhile: then None, and nothing is written."""
+        try:
+            return await self._write(work)
+        except Withdrawn:
+            return None
+
+    async def _read(self, question: Callable[[aiosqlite.Connection], Awaitable[T]]) -> T:
+        return await self._run(lambda: self._snapshot(question))
+
+    async def _snapshot(self, question: Callable[[aiosqlite.Connection], Awaitable[T]]) -> T:
+        async with self._reading:
+            try:
+                await self._reader.execute_fetchall("BEGIN")
+                return await question(self._reader)
+            finally:
+                await _to_the_end(self._reader.rollback())
+
+    # ---------------------------------------------------------------------------------------- the chain
+
+    async def record_commitments(self, rows: Sequence[Commitment], head: int, finalized: int) -> Recorded:
+        """Merge one read of the chain: all commitments, those of finalised state not `provisional`, others as seen at
+        the best head `head`. Confirms, withdraws, and advances the cursor, in one transaction. Idempotent.
+
+        Give it whole reads only: a provisional row that is missing although its blocks are final gets withdrawn.
+        """
+        changed = self._seen.changed(rows)
+        cursor = self._cursor
+
+        async def work(tx: Tx) -> Recorded:
+            return await store_chain.record(tx, rows, changed, self._seen, head=head, finalized=finalized, cursor=cursor)
+
+        recorded = await self._write(work)
+        self._seen.remember(changed)
+        self._cursor = max(min(head, finalized), -1 if cursor is None else cursor)
+        return recorded
+
+    async def set_cursor(self, block: int) -> None:
+        """The last block whose commitments are recorded for good."""
+        await self._write(lambda tx: tx.set_fact("cursor", block))
+        self._cursor = block
+
+    async def cursor(self) -> int | None:
+        """The last block whose commitments are recorded for good; None before the first."""
+        value = await self._read(lambda db: store_reads.fact(db, "cursor"))
+        return None if value is None else int(value)
+
+    async def commitments(self) -> list[Commitment]:
+        """What is known from the chain, oldest first, for `Chain.learn` after a start."""
+        return await self._read(store_reads.commitments)
+
+    # ---------------------------------------------------------------------------------------- the life of a submission
+
+    async def transition(self, id_: str, status: Status, *, block: int | None = None, reason: Reason | None = None, note: str = "") -> bool:
+        """One legal step. A submission that ends without having been run gives its fee receipt back."""
+        if status in (Status.RUNNING, Status.SCORED):
+            raise StoreError(f"{status} is reached by {'begin_attempt' if status is Status.RUNNING else 'finish'}, not by a plain transition")
+
+        async def work(tx: Tx) -> bool:
+            await tx.move(await tx.live(id_), status, block=block, reason=reason, note=note)
+            if status.final:
+                await tx.all("DELETE FROM receipts WHERE submission = ? AND NOT spent", id_)
+            return True
+
+        return bool(await self._write_live(work))
+
+    async def save_source(self, id_: str, source: Source) -> bool:
+        """Keep the fetched file. A file is stored once however many submissions name it."""
+        content = zlib.compress(source.content, 6)
+
+        async def work(tx: Tx) -> bool:
+            await tx.live(id_)
+            await tx.all("INSERT OR IGNORE INTO files VALUES (?, ?)", source.sha256, content)
+            await tx.all("INSERT OR REPLACE INTO sources VALUES (?, ?, ?, ?)", id_, source.sha256, source.url, source.fetched_at)
+            await tx.update(id_, sha256=source.sha256)
+            return True
+
+        return bool(await self._write_live(work))
+
+    async def same_program(self, id_: str, sha256: str, fingerprint: str) -> list[Submission]:
+        """Note a submission's fingerprint; every other submission whose file was fetched and is the same file, or has
+        the same fingerprint. Who copied whom is the caller's question (`copies`).
+
+        Left out: what was withdrawn, and faulted ones of the same hotkey, whose miner may try again.
+        """
+
+        async def work(tx: Tx) -> list[Submission]:
+            me = await tx.live(id_)
+            if me.fingerprint != fingerprint:
+                await tx.all("UPDATE submissions SET fingerprint = ? WHERE id = ?", fingerprint, id_)
+            rows = await fetch_rows(tx.db, "(sha256 = ? OR (fingerprint = ? AND fingerprint != '')) AND id != ? AND id IN (SELECT submission FROM sources) "
+                                           "ORDER BY commit_block, n", (sha256, fingerprint, id_))
+            return [submission_of(row) for row in rows if not row.withdrawn and not (row.status == Status.FAULTED and row.hotkey == me.hotkey)]
+
+        return await self._write_live(work) or []
+
+    async def begin_attempt(self, id_: str, *, slot: str = "", block: int | None = None) -> tuple[Run, ...] | None:
+        """QUEUED → RUNNING, before the judge sees it. Returns the finished runs that are kept: those of an attempt that
+        was cut short on the same slot."""
+
+        async def work(tx: Tx) -> bool:
+            row = await tx.live(id_)
+            evaluation = row.evaluation + (row.attempts == 0 or row.slot != slot)
+            await tx.move(row, Status.RUNNING, block=block, note=f"on {slot}" if slot else "",
+                          columns={"attempts": row.attempts + 1, "slot": slot, "evaluation": evaluation})
+            return True
+
+        if not await self._write_live(work):
+            return None
+        return await self.runs(id_)
+
+    async def add_run(self, id_: str, run: Run) -> bool:
+        """Keep one run of the evaluation under way."""
+
+        async def work(tx: Tx) -> bool:
+            row = await tx.live(id_)
+            if row.status != Status.RUNNING:
+                raise StoreError(f"submission {id_} is {row.status}; runs belong to one that is running")
+            await tx.all("INSERT INTO runs (submission, evaluation, run) VALUES (?, ?, ?)", id_, row.evaluation, pack(run))
+            tx.emit("run", id_, run)
+            return True
+
+        return bool(await self._write_live(work))
+
+    async def finish(self, id_: str, verdict: Verdict, *, block: int | None = None) -> bool:
+        """The verdict, once: RUNNING → SCORED or REJECTED. A fault is no verdict: `requeue` it."""
+        accepted = verdict.verdict is Outcome.ACCEPTED
+        if verdict.verdict is Outcome.FAULT:
+            raise StoreError(f"submission {id_}: a fault of ours is no verdict; requeue it")
+        if accepted and not (verdict.score_mfu is not None and math.isfinite(verdict.score_mfu) and verdict.score_mfu > 0):
+            raise StoreError(f"submission {id_}: an accepted verdict needs a score above zero, not {verdict.score_mfu}")
+
+        async def work(tx: Tx) -> bool:
+            row = await tx.live(id_)
+            if row.status != Status.RUNNING:
+                raise StoreError(f"submission {id_} is {row.status}; only one that is running can get a verdict")
+            await tx.move(row, Status.SCORED if accepted else Status.REJECTED, block=block, reason=verdict.reason,
+                          columns={"score_mfu": verdict.score_mfu if accepted else None, "rules_version": verdict.rules_version, "device": verdict.device})
+            await tx.all("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?)", id_, tx.at, pack(verdict))
+            if verdict.runs:  # the verdict carries them from here on
+                await tx.all("DELETE FROM runs WHERE submission = ? AND evaluation = ?", id_, row.evaluation)
+            spent = spends(verdict.verdict, verdict.stage)
+            await tx.all("UPDATE receipts SET spent = 1 WHERE submission = ?" if spent else "DELETE FROM receipts WHERE submission = ? AND NOT spent", id_)
+            return True
+
+        return bool(await self._write_live(work))
+
+    async def requeue(self, id_: str, reason: Reason, *, block: int | None = None, max_attempts: int | None = None) -> Status | None:
+        """After a fault of ours: back in front of the queue. With `max_attempts`, FAULTED once so many evaluations have
+        ended in one; an interruption does not count. Also takes a FAULTED one back in, by hand. Returns the new state."""
+        if reason.code // 1000 != 2:
+            raise StoreError(f"submission {id_} is requeued for faults of ours only, not for code {reason.code}")
+
+        async def work(tx: Tx) -> Status:
+            row = await tx.live(id_)
+            if row.status not in (Status.RUNNING, Status.FAULTED):
+                raise StoreError(f"submission {id_} is {row.status}; only one that is running or faulted goes back into the queue")
+            by_hand = row.status == Status.FAULTED
+            faults = 0 if by_hand else row.faults + (reason.code != INTERRUPTED)
+            status = Status.FAULTED if max_attempts is not None and faults >= max_attempts else Status.QUEUED
+            # What a failing card has measured does not count.
+            evaluation = row.evaluation + (reason.code == DEVICE)
+            await tx.move(row, status, block=block, reason=reason, columns={"faults": faults, "evaluation": evaluation})
+            if status is Status.FAULTED:
+                await tx.all("DELETE FROM receipts WHERE submission = ? AND NOT spent", id_)
+            return status
+
+        return await self._write_live(work)
+
+    async def recover(self) -> list[str]:
+        """After a start: whatever was running when the last process ended is queued again, in front, its runs kept."""
+        why = Reason(code=INTERRUPTED, stage=Stage.RUN, message="The validator stopped during the evaluation; it goes on now.", hint=fault("interrupted").advice)
+
+        async def work(tx: Tx) -> list[str]:
+            rows = await fetch_rows(tx.db, "status = 'running' ORDER BY commit_block, n")
+            for row in rows:
+                await tx.move(row, Status.QUEUED, block=None, reason=why)
+            return [row.id for row in rows]
+
+        return await self._write(work)
+
+    async def claim_receipt(self, id_: str, receipt: str) -> str | None:
+        """Hold a fee receipt for a submission. None when it now does; else the submission that holds or has spent it."""
+
+        async def work(tx: Tx) -> str | None:
+            await tx.live(id_)
+            holder = await store_reads.receipt_holder(tx.db, receipt)
+            if holder is None:
+                await tx.all("INSERT INTO receipts VALUES (?, ?, 0)", receipt, id_)
+            return None if holder in (None, id_) else holder
+
+        return await self._write_live(work)
+
+    # ---------------------------------------------------------------------------------------- weights, facts, events
+
+    async def record_weights(self, *, asked: Mapping[int, float], block: int, first: int, last: int) -> None:
+        """Journal weights before they are sent: {uid: share}, asked at `block`, to be found in a block of [first, last]."""
+
+        async def work(tx: Tx) -> None:
+            old = await store_reads.weights(tx.db)
+            view = WeightsView(asked=dict(asked), on_chain=old.on_chain, asked_at=tx.at, asked_block=block)
+            await tx.all("INSERT INTO weights (first, last, view) VALUES (?, ?, ?)", first, last, encode(view))
+            tx.emit("weights", None, view)
+
+        await self._write(work)
+
+    async def record_on_chain(self, *, on_chain: Mapping[int, float], equal: bool | None, block: int, age_blocks: int | None = None) -> None:
+        """What the chain holds for us, as read at `block`. Written when it differs from what is known."""
+        self._read_back = {"age_blocks": age_blocks}
+        old = await self._read(store_reads.weights)
+        if old.asked_block is None:
+            self._read_back["on_chain"] = dict(on_chain)
+            return
+        applied = old.applied_block if old.applied_block is not None or not equal else block
+        new = msgspec.structs.replace(old, on_chain=dict(on_chain), equal=equal, applied_block=applied)
+        if new == old:
+            return
+
+        async def work(tx: Tx) -> None:
+            await tx.all("UPDATE weights SET view = ? WHERE n = (SELECT max(n) FROM weights)", encode(new))
+            tx.emit("weights", None, new)
+
+        await self._write(work)
+
+    async def weights(self) -> WeightsView:
+        """The last weights asked for, and what the chain was last seen to hold."""
+        return msgspec.structs.replace(await self._read(store_reads.weights), **self._read_back)
+
+    async def identify(self, **facts: str | int) -> None:
+        """Tie the state to its chain (`genesis=…, netuid=…`): noted at the first call, StoreError when they differ later."""
+
+        async def work(tx: Tx) -> None:
+            known = await store_reads.fact(tx.db, "identity")
+            if known is None:
+                await tx.set_fact("identity", facts)
+            elif known != facts:
+                wrong = ", ".join(f"{name} {known.get(name)} (here: {facts.get(name)})" for name in sorted({*known, *facts}) if known.get(name) != facts.get(name))
+                raise StoreError(f"the state in {self.state_dir} belongs to {wrong}: start with another --state-dir")
+
+        await self._write(work)
+
+    async def set_fact(self, name: str, value: Any) -> None:
+        """Keep a JSON value under a name of the caller's."""
+        await self._write(lambda tx: tx.set_fact(f"own.{name}", value))
+
+    async def fact(self, name: str) -> Any:
+        """What `set_fact` kept; None when nothing."""
+        return await self._read(lambda db: store_reads.fact(db, f"own.{name}"))
+
+    async def emit(self, kind: str, data: Any, submission_id: str | None = None) -> None:
+        """Store and publish an event of the caller's ("slot", "block"); `data` is a record or builtins."""
+
+        async def work(tx: Tx) -> None:
+            tx.emit(kind, submission_id, data)
+
+        await self._write(work)
+
+    @property
+    def last_seq(self) -> int:
+        """Number of the last published event; 0 in an empty store."""
+        return self._publisher.last_seq
+
+    def subscribe(self, buffer: int) -> contextlib.AbstractContextManager[Subscription]:
+        """Events from now on, for the length of a `with` block; ends with the reason "fell behind" when `buffer` wait unread."""
+        return self._publisher.subscribe(buffer)
+
+    async def events_since(self, seq: int, limit: int) -> list[Event]:
+        """Stored events after `seq`, oldest first; the oldest are deleted beyond `keep_events`."""
+        return await self._read(lambda db: store_reads.events_since(db, seq, limit))
+
+    # ---------------------------------------------------------------------------------------- reads
+
+    async def in_state(self, *statuses: Status) -> list[Submission]:
+        """Submissions in these states by (commit block, uid); in the queue, what was begun before comes first."""
+        return await self._read(lambda db: store_reads.in_state(db, statuses))
+
+    async def submissions(self, *, status: Status | None = None, hotkey: str | None = None, sha256: str | None = None, cursor: str | None = None,
+                          limit: int = 50) -> Page:
+        """A page, newest commit first. ValueError for a cursor that no page gave out."""
+        return await self._read(partial(store_reads.submissions, status=status, hotkey=hotkey, sha256=sha256, cursor=cursor, limit=limit))
+
+    async def submission(self, id_: str) -> SubmissionDetail | None:
+        """One submission with history and verdict."""
+        return await self._read(lambda db: store_reads.submission(db, id_))
+
+    async def source(self, id_: str) -> Source | None:
+        """Its file, once fetched."""
+        return await self._read(lambda db: store_reads.source(db, id_))
+
+    async def payload(self, id_: str) -> Payload | None:
+        """What was committed, fee receipt included; None while sealed."""
+        return await self._read(lambda db: store_reads.payload(db, id_))
+
+    async def runs(self, id_: str) -> tuple[Run, ...]:
+        """Runs that count: of the verdict, or made so far in the current evaluation."""
+        return await self._read(lambda db: store_reads.runs(db, id_))
+
+    async def scored(self) -> list[Submission]:
+        """Everything that counts for the leaderboard."""
+        return await self._read(store_reads.scored)
+
+    async def counts(self) -> dict[str, int]:
+        """state → number of submissions."""
+        return await self._read(store_reads.counts)
+
+    async def weights_history(self, limit: int = 50) -> list[WeightsView]:
+        """Weights that were asked for, newest first."""
+        return await self._read(lambda db: store_reads.weights_history(db, limit))
+
+    async def weights_journal(self) -> list[tuple[int, int]]:
+        """Block windows [first, last] in which extrinsics of ours may be."""
+        return await self._read(store_reads.weights_journal)
+
+    async def receipt_holder(self, receipt: str) -> str | None:
+        """The submission that holds or has spent a fee receipt."""
+        return await self._read(lambda db: store_reads.receipt_holder(db, receipt))
+
+
+# ------------------------------------------------------------------------------------------------ opening
+
+
+@contextlib.asynccontextmanager
+async def open_store(state_dir: Path, bridge: Bridge, settings: hparams.Store) -> AsyncIterator[Store]:
+    """Lock the state directory (made when missing), migrate and check the database, and serve it until the block ends.
+
+    Raises StateLocked when another process holds it, StoreError when it cannot be used; the message says what to do.
+    """
+    with locked(state_dir):
+        store = Store(state_dir, bridge, settings)
+        try:
+            await bridge.run(store._start, finish_if_done=True)
+        except sqlite3.Error as error:
+            raise StoreError(f"{state_dir / DATABASE}: {database_words(error)}") from error
+        store._publisher.last_seq = store._seq
+        store._open = True
+        try:
+            yield store
+        finally:
+            store._open = False
+            with trio.move_on_after(CLOSE_WITHIN, shield=True) as scope:
+                await bridge.run(store._stop)
+            store._publisher.close()
+            if scope.cancelled_caught:
+                log.error("the database did not close within %.0f s; what was committed is safe", CLOSE_WITHIN)
+
+
+@contextlib.contextmanager
+def locked(state_dir: Path) -> Iterator[None]:
+    """Hold the exclusive lock on a state directory, as long as the block and this process live."""
+    try:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle = os.open(state_dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StoreError(f"the state directory {state_dir} cannot be used ({error.strerror}): check its owner and its mount") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
+            raise StateLocked(f"the state directory {state_dir} is in use by process {holder}: stop it, or choose another --state-dir") from error
+        os.truncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(handle)
+
+
+async def _to_the_end(work: Awaitable[T]) -> T:
+    """Await something that must not be left half done, however often this task is cancelled meanwhile."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([task])
+    return task.result()
