@@ -201,12 +201,16 @@ def enter_leaf(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/pr
     """Version 2 only: move this process into a leaf `daemon` of its own group, so that the group may hand controllers down.
 
     A group with processes of its own cannot (the kernel's "no internal processes" rule). Call it once, early, when alone
-    in a delegated group (systemd `Delegate=yes`). Returns whether it moved; False where that is not possible or not needed.
+    in a delegated group (systemd `Delegate=yes`). Returns whether version 2 groups can be made now.
     """
     own = _membership(membership)
     base = root / own.get("", "/").lstrip("/")
-    if own.get("", "/") == "/" or not (base / "cgroup.controllers").exists() or _detect_v2(root, own[""]).complete:
+    if "" not in own or not (base / "cgroup.controllers").exists():
         return False
+    if _detect_v2(root, own[""]).complete:
+        return True
+    if own[""] == "/":
+        return False  # the whole machine's group is not ours to rearrange
     leaf = base / "daemon"
     try:
         leaf.mkdir(exist_ok=True)
@@ -215,7 +219,7 @@ def enter_leaf(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/pr
     except OSError:
         return False
     hierarchy.cache_clear()
-    return True
+    return detect(root, membership).version == "v2"
 
 
 def _membership(path: Path) -> dict[str, str]:
