@@ -302,7 +302,7 @@ async def test_old_events_are_pruned_and_the_numbers_stay(tmp_path):
 
 async def test_pages_are_newest_first_complete_and_filtered(store):
     rows = [revealed(f"5{n % 3}", 10 + n // 2, reveal=60 + n, text=str(n), exact=False) for n in range(10)]
-    for n, row in enumerate(rows):
+    for n in range(10):
         await record(store, *rows[max(0, n - 2):n + 1])
     seen, cursor = [], None
     while True:
