@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from crusades import __version__
 from crusades.faults import FAULTS
+from crusades.nvml import Sample
 from crusades.records import SlotView, Status
 
 EVALUATION_BUCKETS = (5, 10, 20, 40, 60, 120, 300, 600, 1200, 2400)
@@ -111,6 +112,16 @@ class Metrics:
         for name, view in slots.items():
             self.slot_in_service.labels(slot=name).set(view.state != "out of service")
             self.slot_busy.labels(slot=name).set(view.state == "running")
+
+    def show_card(self, slot: str, sample: Sample) -> None:
+        """What a card said at one glance."""
+        if sample.sm_clock_mhz is not None:
+            self.device_clock.labels(slot=slot).set(sample.sm_clock_mhz * 1e6)
+        if sample.power_watts is not None:
+            self.device_power.labels(slot=slot).set(sample.power_watts)
+        if sample.temperature_celsius is not None:
+            self.device_heat.labels(slot=slot).set(sample.temperature_celsius)
+        self.device_throttle.labels(slot=slot).set(sample.throttle)
 
     def render(self) -> bytes:
         """The exposition text."""

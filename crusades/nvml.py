@@ -173,6 +173,41 @@ def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
+def glance(index: int, nvml: Any | None = None) -> Sample | None:
+    """One look at a card, for the metrics; None when it does not answer. Takes milliseconds: call it in a thread."""
+    nvml = nvml or load()
+    if nvml is None:
+        return None
+    try:
+        return _look(nvml, nvml.nvmlDeviceGetHandleByIndex(index))
+    except nvml.NVMLError:
+        return None
+
+
+def _look(nvml: Any, handle: Any) -> Sample:
+    """Everything a card says of itself. NVMLError only when the card is lost."""
+
+    def ask(call: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return call(handle, *args)
+        except nvml.NVMLError as error:
+            if getattr(error, "value", None) in (nvml.NVML_ERROR_GPU_IS_LOST, nvml.NVML_ERROR_UNINITIALIZED):
+                raise
+            return None
+
+    power = ask(nvml.nvmlDeviceGetPowerUsage)
+    processes = ask(nvml.nvmlDeviceGetComputeRunningProcesses) or ()
+    return Sample(
+        at=time.monotonic(),
+        sm_clock_mhz=ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM),
+        power_watts=None if power is None else power / 1000,
+        temperature_celsius=ask(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU),
+        throttle=ask(nvml.nvmlDeviceGetCurrentClocksThrottleReasons) or 0,
+        pids=tuple(process.pid for process in processes),
+        ecc_uncorrected=ask(nvml.nvmlDeviceGetTotalEccErrors, nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC),
+    )
+
+
 class Sampler:
     """Watches one card from a thread from `start` to `stop`; `window` gives what it saw meanwhile.
 
@@ -200,7 +235,7 @@ class Sampler:
             self._events = self._nvml.nvmlEventSetCreate()
             wanted = self._nvml.nvmlEventTypeXidCriticalError | self._nvml.nvmlEventTypeDoubleBitEccError
             self._nvml.nvmlDeviceRegisterEvents(self._handle, wanted, self._events)
-        self._samples.append(self._look())
+        self._samples.append(_look(self._nvml, self._handle))
         self._thread.start()
 
     def stop(self) -> None:
@@ -232,34 +267,11 @@ class Sampler:
     def _watch(self) -> None:
         while not self._stop.wait(self.interval):
             try:
-                self._samples.append(self._look())
+                self._samples.append(_look(self._nvml, self._handle))
                 self._poll_events()
             except self._nvml.NVMLError as error:
                 self.lost = str(error)
                 return
-
-    def _look(self) -> Sample:
-        nvml, handle = self._nvml, self._handle
-
-        def ask(call: Callable[..., Any], *args: Any) -> Any:
-            try:
-                return call(handle, *args)
-            except nvml.NVMLError as error:
-                if getattr(error, "value", None) in (nvml.NVML_ERROR_GPU_IS_LOST, nvml.NVML_ERROR_UNINITIALIZED):
-                    raise
-                return None
-
-        power = ask(nvml.nvmlDeviceGetPowerUsage)
-        processes = ask(nvml.nvmlDeviceGetComputeRunningProcesses) or ()
-        return Sample(
-            at=time.monotonic(),
-            sm_clock_mhz=ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM),
-            power_watts=None if power is None else power / 1000,
-            temperature_celsius=ask(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU),
-            throttle=ask(nvml.nvmlDeviceGetCurrentClocksThrottleReasons) or 0,
-            pids=tuple(process.pid for process in processes),
-            ecc_uncorrected=ask(nvml.nvmlDeviceGetTotalEccErrors, nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC),
-        )
 
     def _poll_events(self) -> None:
         if self._events is None:

@@ -12,8 +12,6 @@ from enum import StrEnum
 
 import trio
 
-from crusades.records import Reason
-
 # ------------------------------------------------------------------------------------------------ pure decisions
 
 
@@ -157,15 +155,7 @@ def after_mishap(past: Sequence[Mishap], *, max_attempts: int, retry_delay: floa
         return Judgement(After.REJECTED, words=f"the card failed on {' and '.join(sorted(followed))}, and on each our own baseline ran right afterwards")
     if len(counted) >= max_attempts:
         return Judgement(After.FAULTED, words=f"{len(counted)} evaluations ended in a fault of ours")
-    interruptions = len(past) - len(counted)
-    if interruptions > MAX_INTERRUPTIONS:
-        return Judgement(After.FAULTED, words=f"the validator stopped {interruptions} times during the evaluation")
     return Judgement(After.REQUEUE, delay=retry_delay * 2 ** (len(counted) - 1) if counted else 0.0)
-
-
-def mishaps_from(reasons: Iterable[Reason]) -> tuple[Mishap, ...]:
-    """What a submission's recorded transitions still tell after a restart: the codes, not the slots."""
-    return tuple(Mishap("", reason.code) for reason in reasons if reason.code // 1000 == 2)
 
 
 def keeps_service(control_passed: bool | None, consecutive_faults: int, *, limit: int = 3) -> bool:
@@ -189,6 +179,8 @@ class Seat:
     name: str
     state: SlotState = SlotState.WARMING
     submission_id: str | None = None
+    failures: int = 0
+    """Faults in a row; a verdict ends the row."""
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     """Cancelled when the device is lost."""
     inbox: trio.MemorySendChannel[str] = field(init=False)

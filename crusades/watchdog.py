@@ -79,13 +79,15 @@ class Stalls(trio.abc.Instrument):
 
     def __init__(self, on_stall: Callable[[str, float], None], limit: float = STALL, clock: Callable[[], float] = time.perf_counter) -> None:
         self._on_stall, self._limit, self._clock = on_stall, limit, clock
-        self._begin = 0.0
+        self._begin: float | None = None
         self._longest = 0.0
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
         self._begin = self._clock()
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if self._begin is None:
+            return  # the step in which this instrument was added
         took = self._clock() - self._begin
         self._longest = max(self._longest, took)
         if took > self._limit:

@@ -4,9 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crusades.records import Reason, Stage
 from crusades.slots import (
-    MAX_INTERRUPTIONS,
     After,
     Memory,
     Mishap,
@@ -18,7 +16,6 @@ from crusades.slots import (
     after_mishap,
     decide,
     keeps_service,
-    mishaps_from,
     waiting,
 )
 
@@ -107,10 +104,6 @@ def test_interruptions_cost_no_attempt_and_no_delay():
     assert (judged.what, judged.delay) == (After.REQUEUE, 10.0)
 
 
-def test_a_file_that_takes_the_daemon_down_each_time_is_given_up():
-    assert after_mishap([Mishap("cpu", 2005)] * (MAX_INTERRUPTIONS + 1), max_attempts=3, retry_delay=1.0).what is After.FAULTED
-
-
 def test_a_device_fault_that_follows_to_a_second_slot_is_the_submissions_own():
     past = [Mishap("cuda:0", 2003, control_passed=True), Mishap("cuda:1", 2003, control_passed=True)]
     judged = after_mishap(past, max_attempts=5, retry_delay=1.0)
@@ -121,11 +114,6 @@ def test_a_device_fault_that_follows_to_a_second_slot_is_the_submissions_own():
 @pytest.mark.parametrize("second", [Mishap("cuda:0", 2003, True), Mishap("cuda:1", 2003, False), Mishap("cuda:1", 2002, True)])
 def test_nothing_weaker_blames_the_submission(second):
     assert after_mishap([Mishap("cuda:0", 2003, True), second], max_attempts=5, retry_delay=1.0).what is After.REQUEUE
-
-
-def test_after_a_restart_recorded_reasons_still_count():
-    reasons = [Reason(code=2002, stage=Stage.RUN, message=""), Reason(code=3001, stage=Stage.FETCH, message="")]
-    assert mishaps_from(reasons) == (Mishap("", 2002),)
 
 
 def test_only_the_control_run_condemns_a_slot():

@@ -1,0 +1,346 @@
+"""The validator's task tree. Read `serve` first: it is the table of contents of the whole daemon.
+
+Three nurseries, one inside the other, end from the inside out:
+
+* *intake*: chain poller, fetchers, checker, scheduler, weight setter, the watch over devices. SIGTERM ends these at once.
+* *slots*: one task per device. A running evaluation gets `shutdown_grace` to end the run it is in; its finished runs are
+  in the store, and it goes back in front of the queue. An idle or warming slot ends at once.
+* *house*: web server, watchdog, housekeeping. They see everybody else out.
+
+Every loop retries named exceptions with named delays; anything else leaves the daemon, and systemd starts it again.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from crusades import __version__, nvml
+from crusades.asyncio_bridge import open_bridge
+from crusades.board import Board
+from crusades.context import Context, OpenSlot
+from crusades.errors import ChainError, ConfigError
+from crusades.housekeeping import keep_house
+from crusades.hparams import HParams
+from crusades.intake import FETCHERS, Fetch, Retries, Scan, check_fetched, fetch_revealed
+from crusades.judging import recover, schedule, serve_slot
+from crusades.metrics import Metrics
+from crusades.poller import poll_chain
+from crusades.records import Finding, Source
+from crusades.slots import Seat, SlotState
+from crusades.watch import tell_viewers, watch
+from crusades.watchdog import Health
+from crusades.weights import set_weights
+
+log = logging.getLogger("crusades.daemon")
+
+DEVICE_LOOK = 15.0
+"""Seconds between two looks at which cards there are."""
+FIRST_CHECK_RETRY = 2.0
+"""Seconds between attempts to ask a node, whose name does not tell, which chain it serves."""
+WEB_GRACE = 3.0
+"""Seconds that open connections of viewers get at the very end."""
+
+
+# ------------------------------------------------------------------------------------------------ what it is started with
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What does the work at the edges; tests and the demo replace what they must, nothing reads the environment for it."""
+
+    open_slot: OpenSlot | None = None
+    """None: the judge, `crusades.bench.evaluate.open_slot`."""
+    fetch: Fetch | None = None
+    scan: Scan | None = None
+    fingerprint: Callable[[bytes], str] | None = None
+    devices: Callable[[], Sequence[nvml.Device]] = nvml.devices
+    control: Source | None = None
+    serve_web: Callable[..., Awaitable[None]] | None = None
+    """None: `serve_web` below."""
+
+
+@dataclass(frozen=True)
+class DaemonConfig:
+    """Everything an entry point decides."""
+
+    hparams: HParams
+    network: str
+    netuid: int
+    state_dir: Path
+    wallet: Any
+    listen: str = ""
+    """HOST:PORT of the web server; empty takes hparams'."""
+    hparams_path: Path | None = None
+    """Read again at SIGHUP."""
+    accept_empty_state: bool = False
+    sandboxed: bool = True
+    cache_dir: Path | None = None
+    handle_signals: bool = True
+    """False where the caller owns the process (the demo): it sets `stop`."""
+    stop: trio.Event = field(default_factory=trio.Event)
+    """Set it for a staged shutdown."""
+    parts: Parts = field(default_factory=Parts)
+
+
+@dataclass(frozen=True)
+class Started:
+    """What `task_status.started` is given."""
+
+    url: str
+    context: Context
+
+
+# ------------------------------------------------------------------------------------------------ the tree
+
+
+async def run(config: DaemonConfig, *, task_status: trio.TaskStatus[Started] = trio.TASK_STATUS_IGNORED) -> None:
+    """The validator, until `config.stop` or a signal. Raises ConfigError, StateLocked, StoreError, MustNotRestart (perhaps
+    inside an exception group). Started with the web address once viewers can connect; READY comes when work can be done."""
+    from crusades.chain import open_chain
+    from crusades.store import open_store
+
+    settings = config.hparams
+    async with (
+        open_bridge() as bridge,
+        open_store(config.state_dir, bridge, settings.store) as store,
+        open_chain(settings.chain, config.network, config.netuid, bridge, wallet=config.wallet) as chain,
+    ):
+        ctx = make_context(config, store, chain, is_dev=await is_dev(config, chain))
+        await serve(ctx, config, task_status=task_status)
+
+
+async def serve(ctx: Context, config: DaemonConfig, *, task_status: trio.TaskStatus[Started] = trio.TASK_STATUS_IGNORED) -> None:
+    """Everything that runs, and in which order it ends."""
+    fetch, scan, retries = _fetch(config.parts), config.parts.scan or _scan, Retries()
+    found, new_slots = trio.open_memory_channel[tuple[Seat, object]](0)
+
+    async with trio.open_nursery() as house:
+        url = await house.start(config.parts.serve_web or serve_web, ctx, config)
+        house.start_soon(watch, ctx)
+        house.start_soon(keep_house, ctx)
+        house.start_soon(tell_viewers, ctx)
+        house.start_soon(listen_to_signals, ctx, config, house.cancel_scope)
+        await recover(ctx)
+        task_status.started(Started(url, ctx))
+
+        async with trio.open_nursery() as slots:
+            async with trio.open_nursery() as intake:
+                intake.start_soon(poll_chain, ctx)
+                for number in range(FETCHERS):
+                    intake.start_soon(fetch_revealed, ctx, fetch, retries, f"fetcher {number + 1}")
+                intake.start_soon(check_fetched, ctx, scan)
+                intake.start_soon(schedule, ctx)
+                intake.start_soon(set_weights, ctx)
+                intake.start_soon(watch_devices, ctx, config, found)
+                intake.start_soon(stop_intake, config.stop, ctx, intake.cancel_scope)
+                async for seat, slot_config in new_slots:
+                    slots.start_soon(serve_slot, ctx, seat, slot_config)
+            _end_slots(ctx, slots.cancel_scope)
+
+        log.info("slots have ended; the web server goes last")
+        ctx.web_stop.set()
+        house.cancel_scope.deadline = trio.current_time() + WEB_GRACE + 1.0
+        await ctx.web_stopped.wait()
+        house.cancel_scope.cancel()
+
+
+# ------------------------------------------------------------------------------------------------ stages of the shutdown
+
+
+async def stop_intake(stop: trio.Event, ctx: Context, intake: trio.CancelScope) -> None:
+    """Stage one: nothing new is begun."""
+    await stop.wait()
+    log.info("stopping: a running evaluation gets %g s to end its run", ctx.hparams.daemon.shutdown_grace)
+    ctx.stopping.set()
+    intake.cancel()
+
+
+def _end_slots(ctx: Context, slots: trio.CancelScope) -> None:
+    """Stage two: who evaluates gets the grace; everybody else ends now."""
+    slots.deadline = trio.current_time() + ctx.hparams.daemon.shutdown_grace
+    for seat in list(ctx.seats.values()):
+        if seat.state is not SlotState.RUNNING:
+            seat.scope.cancel()
+
+
+async def listen_to_signals(ctx: Context, config: DaemonConfig, everything: trio.CancelScope) -> None:
+    """SIGTERM and SIGINT stop in stages, a second one at once; SIGHUP reloads what is safe to reload."""
+    if not config.handle_signals:
+        return
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async for number in signals:
+            if number == signal.SIGHUP:
+                reload_settings(ctx, config)
+            elif config.stop.is_set():
+                log.warning("%s again: stopping at once", signal.Signals(number).name)
+                everything.cancel()
+            else:
+                log.info("%s", signal.Signals(number).name)
+                config.stop.set()
+
+
+RELOADED = ("daemon", "store")
+"""Sections that may change under a running daemon; all others are rules, or bound at the start."""
+
+
+def reload_settings(ctx: Context, config: DaemonConfig) -> None:
+    """Take over the safe sections of a changed `hparams.toml`; name the others. A broken file changes nothing."""
+    import msgspec
+
+    from crusades import hparams
+
+    try:
+        fresh = hparams.load(config.hparams_path)
+    except ConfigError as error:
+        log.error("SIGHUP: nothing reloaded: %s", error)
+        return
+    changed = [name for name in fresh.__struct_fields__ if getattr(fresh, name) != getattr(ctx.hparams, name)]
+    taken = {name: getattr(fresh, name) for name in changed if name in RELOADED}
+    ctx.hparams = msgspec.structs.replace(ctx.hparams, **taken)
+    log.info("SIGHUP: reloaded %s", ", ".join(taken) or "nothing")
+    if left := [name for name in changed if name not in RELOADED]:
+        log.warning("SIGHUP: %s changed too and need a restart", ", ".join(left))
+
+
+# ------------------------------------------------------------------------------------------------ devices
+
+
+async def watch_devices(ctx: Context, config: DaemonConfig, found: trio.MemorySendChannel[tuple[Seat, object]]) -> None:
+    """A seat for every device, as devices come and go."""
+    ctx.health.expect("devices", DEVICE_LOOK * 8)
+    while True:
+        wanted = await _wanted_slots(ctx, config)
+        ctx.health.progress("devices", ", ".join(wanted) or "none")
+        ctx.ready("devices", "ready" if wanted else "no card found")
+        ctx.problem("devices", "" if wanted else f"profile {ctx.profile_name} needs an NVIDIA card and none answers: see `nvidia-smi`")
+        for name in [name for name in ctx.seats if name not in wanted]:
+            log.error("device of slot %s is gone", name)
+            ctx.problem(f"slot {name}", "its device is gone")
+            ctx.seats[name].scope.cancel()
+        for name, index in wanted.items():
+            if name not in ctx.seats:
+                ctx.seats[name] = Seat(name)
+                ctx.show(ctx.seats[name])
+                await found.send((ctx.seats[name], slot_config(config, ctx, name, index)))
+        for name, index in wanted.items():
+            if name != "cpu" and (sample := await trio.to_thread.run_sync(nvml.glance, index)) is not None:
+                ctx.metrics.show_card(name, sample)
+        await trio.sleep(DEVICE_LOOK)
+
+
+async def _wanted_slots(ctx: Context, config: DaemonConfig) -> dict[str, int]:
+    # Never a quiet fall-back to the CPU: a model made for a card would freeze the machine.
+    if ctx.hparams.profile(ctx.profile_name).device == "cpu":
+        return {"cpu": 0}
+    return {device.slot: device.index for device in await trio.to_thread.run_sync(config.parts.devices)}
+
+
+def slot_config(config: DaemonConfig, ctx: Context, name: str, index: int) -> object:
+    """What the judge is opened with."""
+    from crusades.bench.evaluate import SlotConfig
+
+    return SlotConfig(name=name, device=name.partition(":")[0], index=index, profile_name=ctx.profile_name, hparams=ctx.hparams,
+                      workdir=config.state_dir / "slots" / name.replace(":", "-"), sandboxed=config.sandboxed, cache_dir=config.cache_dir)
+
+
+# ------------------------------------------------------------------------------------------------ the web
+
+
+async def serve_web(ctx: Context, config: DaemonConfig, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
+    """Viewers. Ends when `ctx.web_stop` is set and the open connections had their grace."""
+    from hypercorn.config import Config
+    from hypercorn.trio import serve as serve_asgi
+
+    from crusades.web import create_app
+
+    app = create_app(ctx.store, ctx.board, ctx.hparams, rules_version=ctx.board.rules_version, metrics=ctx.metrics.render)
+    settings = Config()
+    settings.bind = [config.listen or ctx.hparams.web.listen]
+    settings.graceful_timeout = WEB_GRACE
+    settings.loglevel = "WARNING"
+    settings.accesslog = settings.errorlog = None
+    first = _First(task_status)
+    try:
+        await serve_asgi(app, settings, shutdown_trigger=ctx.web_stop.wait, task_status=first, mode="asgi")
+    except OSError as error:
+        if first.address:
+            raise
+        raise ConfigError(f"the web server cannot listen on {settings.bind[0]}: {error.strerror or error}; use --web HOST:PORT") from error
+    finally:
+        ctx.web_stopped.set()
+
+
+class _First(trio.TaskStatus[Any]):
+    """hypercorn reports a list of addresses; we bind one."""
+
+    def __init__(self, task_status: trio.TaskStatus[str]) -> None:
+        self._status, self.address = task_status, ""
+
+    def started(self, value: Any = None) -> None:
+        self.address = str(value[0])
+        self._status.started(self.address)
+
+
+# ------------------------------------------------------------------------------------------------ putting it together
+
+
+async def is_dev(config: DaemonConfig, chain: Any) -> bool:
+    """Whether this is a development chain. For an address the node has to say it, so the start waits for the node."""
+    if not config.network.startswith(("ws://", "wss://")):
+        return config.network == "dev"
+    while True:
+        try:
+            return bool((await chain.check()).is_dev)
+        except ChainError as error:
+            log.warning("waiting for the node at %s: %s", config.network, error)
+            await trio.sleep(FIRST_CHECK_RETRY)
+
+
+def make_context(config: DaemonConfig, store: Any, chain: Any, *, is_dev: bool) -> Context:
+    """Board, health, metrics and settings of one daemon. On a dev chain the dev profile judges and loopback may be fetched."""
+    import msgspec
+
+    settings = config.hparams
+    profile_name = settings.competition.dev_profile if is_dev else settings.competition.profile
+    if is_dev:
+        settings = msgspec.structs.replace(settings, fetch=msgspec.structs.replace(settings.fetch, allow_loopback=True))
+    profile = settings.profile(profile_name)
+    board = Board(network=config.network, netuid=config.netuid, hotkey=config.wallet.hotkey.ss58_address, profile=profile_name,
+                  model=profile.model.config or profile.model.hub or profile.model.path or profile.model.package, rules_version=settings.rules_version(profile_name),
+                  notice="This is a development network, no real chain: nothing on it has any value." if is_dev else "")
+    log.info("crusades-validator %s on %s, subnet %s, profile %s, rules %s", __version__, config.network, config.netuid, profile_name, board.rules_version)
+    return Context(hparams=settings, profile_name=profile_name, netuid=config.netuid, hotkey=board.hotkey, state_dir=config.state_dir, store=store, chain=chain,
+                   board=board, health=Health(), metrics=Metrics(), open_slot=config.parts.open_slot or _judge,
+                   fingerprint=config.parts.fingerprint or _fingerprint, control=config.parts.control,
+                   accept_empty_state=config.accept_empty_state)
+
+
+def _judge(config: Any) -> Any:
+    from crusades.bench.evaluate import open_slot
+
+    return open_slot(config)
+
+
+def _fetch(parts: Parts) -> Fetch:
+    from crusades.fetch import fetch
+
+    return parts.fetch or fetch
+
+
+def _scan(content: bytes) -> list[Finding]:
+    from crusades.rules import scan
+
+    return list(scan(content))
+
+
+def _fingerprint(content: bytes) -> str:
+    from crusades.rules import fingerprint
+
+    return str(fingerprint(content))

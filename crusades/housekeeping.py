@@ -1,0 +1,70 @@
+"""Housekeeping: backups on time, and disk use that is bounded. Runs beside everything else and never stops anybody.
+
+What grows: the database (only by submissions), backups (`store.keep_backups` are kept), logs of referees and folders of
+contestants under `slots/` (emptied whenever a slot is opened; files older than `LITTER_AGE` of slots that no longer exist
+are removed here).
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from pathlib import Path
+
+import trio
+
+from crusades.context import Context
+from crusades.errors import StoreError
+
+log = logging.getLogger("crusades.housekeeping")
+
+LOOK = 300.0
+"""Seconds between looks."""
+LITTER_AGE = 7 * 86_400.0
+"""Seconds that the folder of a slot that is gone is kept, for whoever wants to read its logs."""
+
+
+async def keep_house(ctx: Context) -> None:
+    """For ever: back up when the newest backup is old enough, sweep, and show sizes."""
+    ctx.backup_at = await trio.to_thread.run_sync(newest_backup, ctx.state_dir)
+    while True:
+        if ctx.backup_at is None or ctx.now() - ctx.backup_at >= ctx.hparams.store.backup_hours * 3600:
+            await _back_up(ctx)
+        if ctx.backup_at is not None:
+            ctx.metrics.happened("backup_age_seconds", ctx.backup_at)
+        ctx.metrics.store_bytes.set(await trio.to_thread.run_sync(database_bytes, ctx.state_dir))
+        await trio.to_thread.run_sync(sweep, ctx.state_dir / "slots", frozenset(name.replace(":", "-") for name in ctx.seats))
+        await trio.sleep(LOOK)
+
+
+async def _back_up(ctx: Context) -> None:
+    try:
+        path = await ctx.store.backup()
+    except StoreError as error:  # a full disk: the alert about the old backup says so too
+        log.error("no backup was made: %s", error)
+        ctx.problem("backup", str(error))
+        return
+    ctx.backup_at = ctx.now()
+    ctx.problem("backup")
+    log.info("backed up to %s", path)
+
+
+def newest_backup(state_dir: Path) -> float | None:
+    """When the newest backup was written; None when there is none. `before-…` copies of migrations count: they are whole."""
+    return max((path.stat().st_mtime for path in (state_dir / "backups").glob("*.db")), default=None)
+
+
+def database_bytes(state_dir: Path) -> int:
+    """Size of the database with its write-ahead log."""
+    return sum(path.stat().st_size for path in state_dir.glob("crusades.db*") if path.is_file())
+
+
+def sweep(slots: Path, live: frozenset[str], older_than: float = LITTER_AGE) -> list[str]:
+    """Remove folders of slots that are gone; the names removed."""
+    removed = []
+    for folder in slots.iterdir() if slots.is_dir() else ():
+        if folder.name not in live and folder.is_dir() and time.time() - folder.stat().st_mtime > older_than:
+            shutil.rmtree(folder, ignore_errors=True)
+            removed.append(folder.name)
+    return removed

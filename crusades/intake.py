@@ -1,0 +1,232 @@
+"""From a revealed commitment to a place in the queue: download, rules, copies.
+
+Each step is a transition in the store, written when its work is done, so a restart repeats at most one download or scan.
+What is wrong with a submission is a `Reason` and final; a host that cannot be asked is asked again, with doubled delays,
+until its grace window ends.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import trio
+
+from crusades import logs
+from crusades.context import Context, retry_delay
+from crusades.copies import Known, find_copies, find_original
+from crusades.errors import ChainError, FetchFault
+from crusades.faults import fault
+from crusades.fees import asks_fee, judge_receipt
+from crusades.records import Finding, Payload, Reason, Source, Stage, Status, Submission
+
+log = logging.getLogger("crusades.intake")
+
+FETCHERS = 4
+"""Downloads at a time: one slow host must not hold up the others."""
+FIRST_RETRY, MOST_RETRY = 15.0, 900.0
+"""Seconds between attempts at a host that cannot be asked: doubled from the first to the most."""
+
+Fetch = Callable[[Payload, Any], Awaitable[Source | Reason]]
+Scan = Callable[[bytes], list[Finding]]
+
+# ------------------------------------------------------------------------------------------------ fetching
+
+
+class Retries:
+    """When a failed download may be tried again; in memory only, because a restart may try at once."""
+
+    def __init__(self) -> None:
+        self._tries: dict[str, tuple[int, float]] = {}
+
+    def due(self, id_: str, now: float) -> bool:
+        """Whether it may be tried now."""
+        return id_ not in self._tries or self._tries[id_][1] <= now
+
+    def failed(self, id_: str, now: float) -> float:
+        """Note a failure; the delay until the next attempt."""
+        attempt = self._tries.get(id_, (0, 0.0))[0] + 1
+        delay = retry_delay(attempt, FIRST_RETRY, MOST_RETRY)
+        self._tries[id_] = (attempt, now + delay)
+        return delay
+
+    def forget(self, id_: str) -> None:
+        """It is over."""
+        self._tries.pop(id_, None)
+
+    def wait(self, now: float) -> float:
+        """Seconds until the next one is due; a minute at most, so that a step of the wall clock cannot stop us."""
+        return max(0.0, min([60.0, *(at - now for _, at in self._tries.values())]))
+
+
+async def fetch_revealed(ctx: Context, fetch: Fetch, retries: Retries, name: str) -> None:
+    """One of several fetchers: takes the first revealed submission that nobody has in hand, for ever."""
+    ctx.health.expect(name, ctx.hparams.fetch.total_timeout + 120.0)
+    while True:
+        seen = ctx.bells.revealed.count
+        ctx.health.progress(name, "looking")
+        rows = await ctx.store.in_state(Status.REVEALED)
+        free = [row for row in rows if row.id not in ctx.fetching and retries.due(row.id, ctx.now())]
+        if not free:
+            await ctx.bells.revealed.wait(seen, retries.wait(ctx.now()) or 1.0)
+            continue
+        ctx.fetching.add(free[0].id)
+        try:
+            with logs.bound(submission=free[0].id, hotkey=free[0].hotkey, stage="fetch", block=ctx.block):
+                ctx.health.progress(name, f"fetching {free[0].id}")
+                await _fetch_one(ctx, fetch, retries, free[0])
+        finally:
+            ctx.fetching.discard(free[0].id)
+
+
+async def _fetch_one(ctx: Context, fetch: Fetch, retries: Retries, row: Submission) -> None:
+    payload = await ctx.store.payload(row.id) or Payload(sha256=row.sha256, url=row.url)
+    try:
+        early = await too_soon(ctx, row) or await unpaid(ctx, row, payload)
+    except ChainError as error:
+        delay = retries.failed(row.id, ctx.now())
+        log.warning("its fee cannot be looked up, again in %.0f s: %s", delay, error)
+        return
+    if early is not None:
+        await ctx.store.transition(row.id, Status.REJECTED, block=ctx.block, reason=early)
+        return
+    try:
+        got = await fetch(payload, ctx.hparams.fetch)
+    except FetchFault as error:
+        ctx.metrics.fetches.labels(result="unreachable").inc()
+        await _host_down(ctx, retries, row, str(error))
+        return
+    retries.forget(row.id)
+    if isinstance(got, Reason):
+        ctx.metrics.fetches.labels(result="refused").inc()
+        log.info("rejected: %s", got.message)
+        await ctx.store.transition(row.id, Status.REJECTED, block=ctx.block, reason=got)
+        return
+    ctx.metrics.fetches.labels(result="fetched").inc()
+    await ctx.store.save_source(row.id, got)
+    await ctx.store.transition(row.id, Status.FETCHED, block=ctx.block, note=f"{len(got.content)} bytes from {got.url}")
+    ctx.bells.fetched.ring()
+
+
+async def _host_down(ctx: Context, retries: Retries, row: Submission, words: str) -> None:
+    """The grace window counts from the first recorded failure, so it survives restarts."""
+    detail = await ctx.store.submission(row.id)
+    failures = [step.at for step in detail.transitions if step.reason is not None and step.reason.code == fault("host-down").code] if detail else []
+    ctx.metrics.count_fault(fault("host-down").code)
+    grace = ctx.hparams.fetch.grace_hours * 3600
+    if failures and ctx.now() - failures[0] >= grace:
+        retries.forget(row.id)
+        final = Reason(code=fault("unreachable").code, stage=Stage.FETCH, hint=fault("unreachable").advice, limit=f"{ctx.hparams.fetch.grace_hours:g} h",
+                       message=f"The host could not be asked for {ctx.hparams.fetch.grace_hours:g} h. The last answer: {words}")
+        await ctx.store.transition(row.id, Status.REJECTED, block=ctx.block, reason=final)
+        return
+    delay = retries.failed(row.id, ctx.now())
+    log.info("tried again in %.0f s: %s", delay, words)
+    if not failures:  # once: it starts the window and tells the miner
+        why = Reason(code=fault("host-down").code, stage=Stage.FETCH, message=words, hint=fault("host-down").advice)
+        await ctx.store.transition(row.id, Status.REVEALED, block=ctx.block, reason=why)
+
+
+async def too_soon(ctx: Context, row: Submission) -> Reason | None:
+    """Whether another counted commitment of the hotkey lies too close before this one (`chain.min_commit_interval`)."""
+    interval = ctx.hparams.chain.min_commit_interval
+    if not interval:
+        return None
+    page = await ctx.store.submissions(hotkey=row.hotkey, limit=200)
+    earlier = [other.commit_block for other in page.items if other.commit_block < row.commit_block and not _not_counted(other)]
+    if not earlier or row.commit_block - max(earlier) >= interval:
+        return None
+    wrong = fault("too-soon")
+    return Reason(code=wrong.code, stage=Stage.CHAIN, message=f"The hotkey's last counted commitment was in block {max(earlier)}; {interval} blocks must lie between two.",
+                  measured=float(row.commit_block - max(earlier)), limit=float(interval), hint=wrong.advice)
+
+
+async def unpaid(ctx: Context, row: Submission, payload: Payload) -> Reason | None:
+    """Why the fee receipt that the payload names does not pay for it; None when it does, or no fee is asked. The receipt is
+    then held for this submission. ChainError when the chain cannot be asked."""
+    settings = ctx.hparams.chain
+    if not asks_fee(settings):
+        return None
+    found = await ctx.chain.receipt(payload.receipt) if payload.receipt else None
+    coldkeys = {neuron.coldkey for neuron in ctx.board.neurons if neuron.hotkey == row.hotkey and neuron.coldkey}
+    judge = partial(judge_receipt, payload.receipt, found, settings, payers={row.hotkey, *coldkeys}, commit_block=row.commit_block, submission_id=row.id)
+    wrong = judge(used_by=None)
+    if wrong is not None or payload.receipt is None:
+        return wrong
+    holder = await ctx.store.claim_receipt(row.id, payload.receipt)
+    return judge(used_by=holder)
+
+
+def _not_counted(row: Submission) -> bool:
+    return row.status is Status.REJECTED and row.reason is not None and row.reason.stage is Stage.CHAIN
+
+
+# ------------------------------------------------------------------------------------------------ checking
+
+
+async def check_fetched(ctx: Context, scan: Scan) -> None:
+    """Rules, then copies, then the queue; one at a time, in order of service, so that of two equal files the earlier wins."""
+    ctx.health.expect("checker", 120.0)
+    while True:
+        seen = ctx.bells.fetched.count
+        ctx.health.progress("checker", "looking")
+        for row in await ctx.store.in_state(Status.FETCHED):
+            with logs.bound(submission=row.id, hotkey=row.hotkey, stage="check", block=ctx.block):
+                await _check_one(ctx, scan, row)
+            ctx.health.progress("checker", f"checked {row.id}")
+        for row in await ctx.store.in_state(Status.CHECKED):  # also those that a restart caught between the two
+            await ctx.store.transition(row.id, Status.QUEUED, block=ctx.block)
+            ctx.bells.queue.ring()
+        await ctx.bells.fetched.wait(seen, 60.0)
+
+
+async def _check_one(ctx: Context, scan: Scan, row: Submission) -> None:
+    source = await ctx.store.source(row.id)
+    if source is None:  # cannot be: FETCHED follows the source; if a person removed it, fetching it again is the cure
+        await ctx.store.transition(row.id, Status.REVEALED, block=ctx.block, note="its source is missing from the store")
+        ctx.bells.revealed.ring()
+        return
+    # Half a megabyte takes two seconds: in a thread, so that the event loop does not wait.
+    findings = await trio.to_thread.run_sync(partial(scan, source.content))
+    if findings:
+        from crusades.rules import first_reason
+
+        reason = first_reason(findings)
+        log.info("rejected: %s", reason.message)
+        await ctx.store.transition(row.id, Status.REJECTED, block=ctx.block, reason=reason)
+        return
+    original = await settle_copies(ctx, row, source)
+    if original is None:
+        await ctx.store.transition(row.id, Status.CHECKED, block=ctx.block)
+
+
+# ------------------------------------------------------------------------------------------------ copies
+
+
+async def settle_copies(ctx: Context, row: Submission, source: Source) -> Known | None:
+    """Reject `row` if it is a copy, and whatever is certainly a copy of it though it was revealed earlier. Returns the original."""
+    print_ = await trio.to_thread.run_sync(ctx.fingerprint, source.content)
+    same = {other.id: other for other in await ctx.store.same_program(row.id, source.sha256, print_)}
+    known = [Known(o.id, o.hotkey, o.commit_block, o.commit_block_exact) for o in same.values()]
+    me = Known(row.id, row.hotkey, row.commit_block, row.commit_block_exact)
+    original = find_original(me, known)
+    if original is not None:
+        await _reject_copy(ctx, row.id, original)
+        return original
+    for copy in find_copies(me, known):
+        if same[copy.id].status in _TAKEN_BACK:  # one that is running is looked at again when it has been judged
+            await _reject_copy(ctx, copy.id, me)
+    return None
+
+
+_TAKEN_BACK = frozenset({Status.FETCHED, Status.CHECKED, Status.QUEUED, Status.SCORED})
+
+
+async def _reject_copy(ctx: Context, id_: str, original: Known) -> None:
+    wrong = fault("copy")
+    reason = Reason(code=wrong.code, stage=Stage.CHECK, hint=wrong.advice, measured=original.id,
+                    message=f"The same program was committed in block {original.commit_block} as submission {original.id}.")
+    log.info("submission %s rejected: %s", id_, reason.message)
+    await ctx.store.transition(id_, Status.REJECTED, block=ctx.block, reason=reason)

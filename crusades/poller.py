@@ -1,0 +1,105 @@
+"""The chain poller: every head becomes rows in the store. It is the only task that reads commitments.
+
+A read that fails changes nothing: the cursor in the store moves in the same transaction as the rows, so the next head
+reads again what this one missed.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import trio
+
+from crusades.chain_records import Head
+from crusades.context import Context
+from crusades.errors import ChainError, ConfigError
+from crusades.records import Neuron
+
+log = logging.getLogger("crusades.poller")
+
+HEAD_DEADLINE = 300.0
+"""Seconds without any head and without any known trouble after which the poller counts as hung."""
+NEURON_BLOCKS = 10
+"""How often the neuron list is read for our own registration: it changes at registrations and epochs."""
+
+
+async def poll_chain(ctx: Context, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    """Follow the heads for ever. Outages are waited out in the chain adapter; `chain.problem` says why."""
+    ctx.health.expect("chain poller", HEAD_DEADLINE)
+    ctx.ready("chain", "waiting for the first head")
+    task_status.started()
+    ctx.chain.learn(await ctx.store.commitments())
+    await _first_contact(ctx)
+    last_neurons = -NEURON_BLOCKS
+    async for head in ctx.chain.heads():
+        _note_head(ctx, head)
+        try:
+            if head.best - last_neurons >= NEURON_BLOCKS or ctx.board.uid is None:
+                _note_neurons(ctx, await ctx.chain.neurons(head.best_hash))
+                ctx.board.owner_uid = (await ctx.chain.owner(head.best_hash)).uid
+                last_neurons = head.best
+            await _read_commitments(ctx, head)
+        except ChainError as error:
+            log.warning("block %s could not be read, the next one repeats it: %s", head.best, error)
+            ctx.metrics.reads.labels(result="failed").inc()
+            ctx.metrics.count_fault(3002)
+            ctx.problem("chain", f"block {head.best} could not be read: {error}")
+            continue
+        ctx.metrics.reads.labels(result="read").inc()
+        ctx.problem("chain", ctx.chain.problem)
+        ctx.ready("chain")
+
+
+async def _first_contact(ctx: Context) -> None:
+    """Which chain is this, and is it the one that the state directory belongs to? Raises ConfigError or StoreError if not."""
+    while True:
+        try:
+            facts = await ctx.chain.check()
+            break
+        except ChainError as error:
+            log.warning("the chain does not answer yet: %s", error)
+            ctx.problem("chain", str(error))
+            ctx.health.progress("chain poller", "first contact")
+            await trio.sleep(ctx.hparams.chain.poll_interval)
+    if not facts.subnet_exists:
+        raise ConfigError(f"subnet {ctx.netuid} does not exist on {facts.network}: check --netuid")
+    await ctx.store.identify(genesis=facts.genesis, netuid=ctx.netuid)
+    ctx.problem("chain")
+
+
+def _note_head(ctx: Context, head: Head) -> None:
+    best, finalized = head.best, head.finalized
+    ctx.board.block, ctx.board.finalized_block = best, finalized
+    ctx.metrics.head_block.set(best)
+    ctx.metrics.finalized_block.set(finalized)
+    ctx.metrics.happened("chain_head_age_seconds")
+    ctx.head_seen_at = ctx.now()
+    ctx.health.progress("chain poller", f"block {best}")
+    ctx.bells.head.ring()
+
+
+def _note_neurons(ctx: Context, neurons: list[Neuron]) -> None:
+    ctx.board.neurons = tuple(neurons)
+    me = next((neuron for neuron in neurons if neuron.hotkey == ctx.hotkey), None)
+    ctx.board.uid = me.uid if me else None
+    ctx.metrics.registered.set(me is not None)
+    ctx.metrics.permit.set(me is not None and me.validator_permit)
+    ctx.metrics.stake.set(me.stake if me else 0.0)
+    ctx.ready("registration", "ready" if me else f"hotkey {ctx.hotkey} is not registered on subnet {ctx.netuid}")
+    ctx.problem("registration", "" if me else f"hotkey {ctx.hotkey} is not registered on subnet {ctx.netuid}: no weights can be set")
+
+
+async def _read_commitments(ctx: Context, head: Head) -> None:
+    """Confirmed rows as of the finalised block, and newer ones as of the best head, in one transaction."""
+    finalized, best = head.finalized_hash, head.best_hash
+    rows = await ctx.chain.commitments(finalized)
+    newer = await ctx.chain.commitments(best) if best != finalized else []
+    confirmed = {(row.submission_id, row.state) for row in rows}
+    rows = [*rows, *(row for row in newer if (row.submission_id, row.state) not in confirmed)]
+    recorded = await ctx.store.record_commitments(rows, head=head.best, finalized=head.finalized)
+    for id_ in recorded.revealed:
+        log.info("submission %s is revealed", id_)
+    ctx.bells.revealed.ring()
+    ctx.bells.fetched.ring()  # a fork may have moved a row back to any stage
+    ctx.bells.queue.ring()
+    ctx.bells.shown.ring()

@@ -1,0 +1,153 @@
+"""The watch: once in a few seconds, is everybody making progress, and who must be told? Feeds systemd, the board and the metrics.
+
+READY=1 goes out when chain, registration, weights and devices are good; slots may still be warming. WATCHDOG=1 goes out only
+while nobody is late, so a daemon that hangs in one corner is restarted though its event loop turns.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+
+import httpx
+import trio
+
+from crusades.alerts import Facts, Telling, alerts
+from crusades.context import Context
+from crusades.logs import redactor
+from crusades.watchdog import Stalls, forget_systemd, heartbeat, notify, status_line, tell, watchdog_interval
+
+log = logging.getLogger("crusades.watch")
+
+LOOK = 5.0
+"""Seconds between looks, unless the unit's watchdog wants more."""
+ALERT_LOOK = 60.0
+"""Seconds between heartbeats and looks for alerts."""
+NEEDED = ("chain", "registration", "weights", "devices")
+"""What must be ready before systemd is told READY; the slots behind `devices` may warm up afterwards."""
+NAMED_STALLS = 20
+"""After so many stalls a process stops naming each in the log; the metric goes on counting."""
+
+
+async def watch(ctx: Context) -> None:
+    """For as long as the daemon lives, its last seconds included."""
+    systemd = forget_systemd()  # children inherit the environment, and must not speak for us
+    interval = min(LOOK, watchdog_interval(systemd) or LOOK)
+    stalls = _watch_loop(ctx)
+    told_ready, said, telling, next_alerts = False, "", Telling(), 0.0
+    async with httpx.AsyncClient() as client:
+        try:
+            while True:
+                late = ctx.health.late()
+                await _show(ctx, late, stalls)
+                if not told_ready and is_up(ctx):
+                    told_ready = True
+                    log.info("ready")
+                    notify("READY=1", systemd)
+                if not late:
+                    notify("WATCHDOG=1", systemd)
+                line = status_line(ctx.board, _weights_words(ctx), ctx.counts)
+                if ctx.stopping.is_set():
+                    line = f"stopping · {line}"
+                    notify("STOPPING=1", systemd)
+                if line != said:
+                    said = line
+                    notify(f"STATUS={redactor.clean(line)}", systemd)
+                if trio.current_time() >= next_alerts:
+                    next_alerts = trio.current_time() + ALERT_LOOK
+                    await _tell_people(ctx, late, telling, client)
+                await _sleep(ctx, interval)
+        finally:
+            trio.lowlevel.remove_instrument(stalls)
+
+
+async def tell_viewers(ctx: Context) -> None:
+    """Slots and blocks as events, for whoever watches live; what nobody changed is not told again."""
+    told: dict[str, object] = {}
+    while True:
+        seen = ctx.bells.shown.count
+        if ctx.board.block is not None and told.get("block") != ctx.board.block:
+            told["block"] = ctx.board.block
+            await ctx.store.emit("block", {"block": ctx.board.block, "finalized_block": ctx.board.finalized_block})
+        for name, view in list(ctx.board.slots.items()):
+            if told.get(name) != view:
+                told[name] = view
+                await ctx.store.emit("slot", view, view.submission_id)
+        await ctx.bells.shown.wait(seen)
+
+
+async def _sleep(ctx: Context, seconds: float) -> None:
+    """`seconds`, or until the daemon begins to stop (which systemd should hear at once)."""
+    if ctx.stopping.is_set():
+        await trio.sleep(min(1.0, seconds))
+        return
+    with trio.move_on_after(seconds):
+        await ctx.stopping.wait()
+
+
+def is_up(ctx: Context) -> bool:
+    """Whether the daemon can do its work, but for slots that still warm up."""
+    return all(ctx.board.ready.get(name) == "ready" for name in NEEDED) and bool(ctx.board.slots)
+
+
+def _weights_words(ctx: Context) -> str:
+    age = ctx.board.weights_age_tempos
+    words = "weights never set" if age is None else f"weights {age:.1f} tempos old"
+    return f"{words}, held: {ctx.board.weights_held}" if ctx.board.weights_held else words
+
+
+async def _show(ctx: Context, late: dict[str, str], stalls: Stalls) -> None:
+    metrics = ctx.metrics
+    for name, age in ctx.health.ages().items():
+        metrics.progress_age.labels(subsystem=name).set(age)
+        metrics.late.labels(subsystem=name).set(name in late)
+        ctx.problem(f"late {name}", late.get(name, ""))
+    ctx.counts = await ctx.store.counts()
+    metrics.show_counts(ctx.counts)
+    metrics.ready.set(ctx.board.is_ready)
+    metrics.problems.set(len(ctx.board.problems))
+    metrics.stall_max.set(stalls.take_longest())
+    metrics.disk_free.set(shutil.disk_usage(ctx.state_dir).free)
+    if ctx.chain.problem:
+        # The adapter waits out an outage inside, with deadlines of its own: the poller is not hung, it looks and finds nothing.
+        ctx.health.progress("chain poller", ctx.chain.problem)
+        ctx.problem("chain", ctx.chain.problem)
+
+
+def _watch_loop(ctx: Context) -> Stalls:
+    named = 0
+
+    def on_stall(task: str, took: float) -> None:
+        nonlocal named
+        ctx.metrics.stalls.inc()
+        named += 1
+        if named <= NAMED_STALLS:
+            log.warning("%s held the event loop for %.0f ms", task, took * 1000)
+
+    stalls = Stalls(on_stall)
+    trio.lowlevel.add_instrument(stalls)
+    return stalls
+
+
+async def _tell_people(ctx: Context, late: dict[str, str], telling: Telling, client: httpx.AsyncClient) -> None:
+    settings = ctx.hparams.daemon
+    current = alerts(_facts(ctx, late))
+    for message in telling.due(current, ctx.now()):
+        log.warning("alert: %s", message)
+        if settings.webhook_url:
+            await tell(settings.webhook_url, redactor.clean(f"crusades-validator subnet {ctx.netuid}: {message}"), client)
+    if settings.heartbeat_url and not current and is_up(ctx):
+        await heartbeat(settings.heartbeat_url, client)
+
+
+def _facts(ctx: Context, late: dict[str, str]) -> Facts:
+    seen = ctx.board
+    out = {view.name: view.detail for view in seen.slots.values() if view.state == "out of service"}
+    return Facts(
+        weights_age_tempos=seen.weights_age_tempos, weights_cause=seen.weights_held, weights_equal=ctx.weights_equal, slots_out=out,
+        disk_free_bytes=shutil.disk_usage(ctx.state_dir).free, disk_low_bytes=ctx.hparams.daemon.disk_low_bytes,
+        head_age_seconds=ctx.now() - ctx.head_seen_at if ctx.head_seen_at is not None else None, chain_problem=ctx.chain.problem,
+        backup_age_seconds=ctx.now() - ctx.backup_at if ctx.backup_at is not None else None,
+        backup_interval_seconds=ctx.hparams.store.backup_hours * 3600, late=late)
+
+

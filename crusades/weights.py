@@ -1,0 +1,244 @@
+"""The weight setter: what scoring says, on chain, proven by reading it back.
+
+Inclusion is not application, and silence is how operators lose money. So: every head, our row of the weight matrix is read
+and its age shown; each epoch the whole duty is rehearsed without sending; before anything is sent the store knows about it;
+and afterwards the chain is read until it holds what was asked. Weights are held, loudly, on any doubt: an empty state, a
+runtime that lacks something, a provisional leader. When the chain shows an update that we did not send, another process
+signs with this hotkey, and the only safe thing is to stop and stay stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import trio
+
+from crusades.chain_weights import OnChainWeights, WeightsPlan, Window, arrived, foreign_update, shares
+from crusades.context import Context
+from crusades.errors import ChainError, ChainIncompatible, MustNotRestart, OutcomeUnknown
+
+log = logging.getLogger("crusades.weights")
+
+RETRY_BLOCKS = 2
+"""Blocks between two attempts after one that failed."""
+
+
+# ------------------------------------------------------------------------------------------------ pure
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What the decision looks at, at one head."""
+
+    block: int
+    vector: Mapping[str, float]
+    """hotkey → share, from scoring over confirmed rows; empty when nobody has scored."""
+    on_chain_empty: bool
+    on_chain_equal: bool
+    """The chain holds exactly this vector already."""
+    last_update: int
+    pending: int
+    tempo: int
+    interval: int
+    never_before: int = -1
+    """First block at which another attempt makes sense (rate limit, or a failed attempt)."""
+    state_known: bool = True
+    """False: the chain knows weights of ours and the store knows nothing: a lost disk, or the wrong folder."""
+    accept_empty_state: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Send now, or not, and why in words for the operator (empty: nothing is due)."""
+
+    send: bool
+    held: str = ""
+
+
+def choose(s: Situation) -> Choice:
+    """Whether to send now.
+
+    Equal weights are sent again once each tempo, because a validator whose last update is old leaves consensus; a changed
+    vector goes out as soon as the interval allows.
+    """
+    if not s.state_known and not s.accept_empty_state:
+        return Choice(False, "the chain holds weights of this hotkey, and the state directory knows of none: restore it, or start once with --accept-empty-state")
+    if not s.vector:
+        return Choice(False, "no confirmed submission has scored yet")
+    if s.block < s.never_before:
+        return Choice(False)
+    since = s.block - s.last_update if s.last_update else None
+    due = since is None or since >= s.interval
+    if not due or (s.pending and s.on_chain_empty):
+        return Choice(False)
+    stale = since is None or since >= s.tempo
+    return Choice(stale or not s.on_chain_equal)
+
+
+# ------------------------------------------------------------------------------------------------ the task
+
+
+@dataclass
+class _Setter:
+    """What the task remembers between heads."""
+
+    ours: list[Window] = field(default_factory=list)
+    """Where extrinsics of ours may be: everything that the store journalled, and what was there when we came."""
+    asked: dict[int, int] = field(default_factory=dict)
+    """The last vector sent, by uid."""
+    asked_block: int | None = None
+    applied: bool = False
+    never_before: int = -1
+    rehearsed_epoch: int = -1
+    state_known: bool = True
+    acquainted: bool = False
+
+
+async def set_weights(ctx: Context) -> None:
+    """At every head: look, rehearse once each epoch, send when due, read back. Raises MustNotRestart for a doppelganger."""
+    ctx.health.expect("weight setter", 900.0)
+    ctx.ready("weights", "waiting for the chain")
+    me = _Setter()
+    while True:
+        seen = ctx.bells.head.count
+        if ctx.block is not None:
+            await _one_head(ctx, me)
+        ctx.health.progress("weight setter", f"block {ctx.block}")
+        # Without heads there is nothing to decide; the wake-up only proves that this task lives.
+        await ctx.bells.head.wait(seen, 300.0)
+
+
+async def _one_head(ctx: Context, me: _Setter) -> None:
+    try:
+        held = await _look_and_act(ctx, me)
+    except ChainIncompatible as error:
+        held = str(error)
+        ctx.metrics.weights_attempts.labels(outcome="held").inc()
+    except OutcomeUnknown as error:
+        log.warning("weights: %s", error)
+        me.never_before = (ctx.block or 0) + RETRY_BLOCKS
+        ctx.metrics.weights_attempts.labels(outcome="unknown").inc()
+        held = f"sent, outcome unknown: {error}"
+    except ChainError as error:
+        log.warning("weights: %s", error)
+        me.never_before = (ctx.block or 0) + RETRY_BLOCKS
+        ctx.metrics.weights_attempts.labels(outcome="failed").inc()
+        held = f"the last attempt failed: {error}"
+    ctx.ready("weights")
+    ctx.metrics.weights_held.set(bool(held))
+    ctx.board.weights_held = held
+    ctx.problem("weights", held if ctx.block and held and me.acquainted and held != NOTHING_SCORED else "")
+
+
+NOTHING_SCORED = "no confirmed submission has scored yet"
+"""A young subnet is no problem."""
+
+
+async def _look_and_act(ctx: Context, me: _Setter) -> str:
+    """One head. Returns why weights are held, or nothing."""
+    held = await ctx.chain.read_weights()
+    if not me.acquainted:
+        await _acquaint(ctx, me, held)
+    _beware(ctx, me, held)
+    _show(ctx, held)
+    await _read_back(ctx, me, held)
+    vector = await _vector(ctx)
+    plan = await ctx.chain.preflight_weights(vector) if vector else None
+    _rehearse(ctx, me, plan, held)
+    choice = choose(_situation(ctx, me, vector, plan, held))
+    if not choice.send or plan is None:
+        return choice.held
+    if plan.refused:
+        me.never_before = plan.retry_block or held.block + RETRY_BLOCKS
+        return "" if plan.retry_block is not None else "; ".join(plan.refused)
+    await _send(ctx, me, plan)
+    return ""
+
+
+def _situation(ctx: Context, me: _Setter, vector: Mapping[str, float], plan: WeightsPlan | None, held: OnChainWeights) -> Situation:
+    return Situation(
+        block=held.block, vector=vector, on_chain_empty=not held.by_uid, on_chain_equal=plan is not None and arrived(plan.by_uid, held.by_uid),
+        last_update=held.last_update if me.asked_block is not None or held.by_uid else 0, pending=held.pending_commits, tempo=held.tempo,
+        interval=ctx.hparams.chain.weights_interval, never_before=me.never_before, state_known=me.state_known, accept_empty_state=ctx.accept_empty_state)
+
+
+async def _acquaint(ctx: Context, me: _Setter, held: OnChainWeights) -> None:
+    """At the start: what the store says we sent, and what the chain says somebody sent."""
+    journal = await ctx.store.weights_journal()
+    me.ours = [Window(first, last) for first, last in journal]
+    neurons: Sequence[Any] = await ctx.chain.neurons()
+    mine = next((neuron for neuron in neurons if neuron.hotkey == ctx.hotkey), None)
+    if mine is not None:  # registration sets LastUpdate too, and is no doppelganger
+        me.ours.append(Window(mine.registered_block, mine.registered_block))
+    unknown = foreign_update(held.last_update, me.ours)
+    if unknown and not journal:
+        me.state_known = ctx.accept_empty_state
+        # Whoever set these did it before we came; from here on every other update is foreign.
+        me.ours.append(Window(held.last_update, held.last_update))
+        log.warning("the chain knows weights of ours from block %s, the store knows none%s", held.last_update, "; accepted as told" if me.state_known else ": held")
+    me.acquainted = True
+
+
+def _beware(ctx: Context, me: _Setter, held: OnChainWeights) -> None:
+    if foreign_update(held.last_update, me.ours):
+        raise MustNotRestart(f"weights of hotkey {ctx.hotkey} were set in block {held.last_update}, and not by this process: another validator signs with "
+                             "the same hotkey. Nothing more is sent. Stop the other one, then start this one again.")
+
+
+def _show(ctx: Context, held: OnChainWeights) -> None:
+    if held.age_blocks is not None:
+        ctx.metrics.weights_age_blocks.set(held.age_blocks)
+        ctx.metrics.weights_age_tempos.set(held.age_tempos or 0.0)
+    ctx.board.weights_age_tempos = held.age_tempos
+
+
+async def _read_back(ctx: Context, me: _Setter, held: OnChainWeights) -> None:
+    """Whether the chain holds what was asked; the first head at which it does is where it was applied."""
+    if me.asked_block is None:
+        return
+    equal = arrived(me.asked, held.by_uid)
+    ctx.metrics.weights_equal.set(equal)
+    if equal and not me.applied:
+        me.applied = True
+        log.info("weights are applied, as read back at block %s", held.block)
+    await ctx.store.record_on_chain(on_chain=shares(held.by_uid), equal=equal, block=held.block, age_blocks=held.age_blocks)
+
+
+async def _vector(ctx: Context) -> dict[str, float]:
+    """Scoring over confirmed rows; empty when nobody has scored."""
+    from crusades.scoring import standings
+
+    scored = [row for row in await ctx.store.scored() if not row.provisional]
+    if not scored:
+        return {}
+    neurons = await ctx.chain.neurons()
+    owner = await ctx.chain.owner()
+    found = standings(scored, ctx.hparams.scoring, neurons, owner.uid)
+    return dict(found.weights) if found.leader is not None else {}
+
+
+def _rehearse(ctx: Context, me: _Setter, plan: WeightsPlan | None, held: OnChainWeights) -> None:
+    """Once each epoch: would it work now? The chart of these shows trouble before the window."""
+    if plan is None or plan.epoch.index == me.rehearsed_epoch:
+        return
+    me.rehearsed_epoch = plan.epoch.index
+    hit = not plan.refused or plan.retry_block is not None
+    ctx.metrics.rehearsals.labels(result="hit" if hit else "miss").inc()
+    if not hit:
+        log.warning("rehearsal of epoch %s: weights would be refused: %s", plan.epoch.index, "; ".join(plan.refused))
+
+
+async def _send(ctx: Context, me: _Setter, plan: WeightsPlan) -> None:
+    window = ctx.chain.window(plan)
+    by_uid = shares(plan.by_uid)
+    # In the journal before it is in the world: a crash between the two must not look like a doppelganger.
+    await ctx.store.record_weights(asked=by_uid, block=plan.block, first=window.first, last=window.last)
+    me.ours.append(window)
+    me.asked, me.asked_block, me.applied = plan.by_uid, plan.block, False
+    with trio.fail_after(ctx.hparams.chain.weights_deadline * 2 + 60.0):  # the adapter has its own deadline; this one catches a bug
+        outcome = await ctx.chain.set_weights(plan)
+    ctx.metrics.weights_attempts.labels(outcome="included").inc()
+    log.info("weights are in block %s%s", outcome.block, ", sealed" if outcome.sealed else "")

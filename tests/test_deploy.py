@@ -1,0 +1,155 @@
+"""What ships in `deploy/`: the unit, the dashboard and the alerts agree with the program, and systemd accepts the unit."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from crusades import install
+from crusades.errors import ConfigError
+from crusades.metrics import Metrics
+from crusades.nvml import Sample
+from crusades.validator import BAD_CONFIG, STAY_DOWN
+
+DEPLOY = Path(__file__).parent.parent / "deploy"
+PROMQL_WORDS = {"sum", "by", "without", "rate", "increase", "histogram_quantile", "absent", "and", "label_values", "instance", "le"}
+
+
+def metric_names():
+    metrics = Metrics()
+    metrics.show_card("cuda:0", Sample(at=0.0, sm_clock_mhz=1, power_watts=1.0, temperature_celsius=1))
+    return {re.split(r"[ {]", line)[0] for line in metrics.render().decode().splitlines() if not line.startswith("#")} | {
+        line.split()[2] + suffix for line in metrics.render().decode().splitlines() if line.startswith("# TYPE")
+        for suffix in (("_bucket",) if line.endswith("histogram") else ("",))}  # fmt: skip
+
+
+def used_names(query):
+    bare = re.sub(r'\{[^}]*\}|"[^"]*"|\[[^\]]*\]|\b(?:by|without) \([^)]*\)', "", query)
+    return {word for word in re.findall(r"[a-z][a-z0-9_]+", bare) if word not in PROMQL_WORDS}
+
+
+def dashboard_queries():
+    board = json.loads((DEPLOY / "grafana-dashboard.json").read_text())
+    return [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+
+
+def alert_queries():
+    return re.findall(r"^\s+expr: (.+)$", (DEPLOY / "alerts.yml").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("query", dashboard_queries() + alert_queries())
+def test_every_query_names_an_existing_metric(query):
+    assert used_names(query)
+    assert used_names(query) <= metric_names()
+
+
+def test_every_metric_of_ours_is_on_the_dashboard():
+    shown = set().union(*map(used_names, dashboard_queries()))
+    ours = {name for name in metric_names() if name.startswith("crusades_") and not name.endswith(("_created", "_sum", "_count"))}
+    assert ours - shown - {"crusades_evaluation_seconds"} == set()
+
+
+def test_panels_do_not_overlap_and_have_unique_numbers():
+    panels = json.loads((DEPLOY / "grafana-dashboard.json").read_text())["panels"]
+    cells = [(x, y) for p in panels for x in range(p["gridPos"]["x"], p["gridPos"]["x"] + p["gridPos"]["w"])
+             for y in range(p["gridPos"]["y"], p["gridPos"]["y"] + p["gridPos"]["h"])]  # fmt: skip
+    assert len(set(cells)) == len(cells)
+    assert len({p["id"] for p in panels}) == len(panels)
+
+
+# ------------------------------------------------------------------------------------------------ the unit
+
+
+def rendered():
+    return install.render("/usr/bin/python3", groups="video")
+
+
+def directives(text):
+    return [line.split("=", 1) for line in text.splitlines() if "=" in line and not line.lstrip().startswith("#")]
+
+
+def test_every_line_of_the_unit_has_its_reason():
+    """A directive stands below a comment, or below another directive of the same group."""
+    explained = False
+    for line in install.template().splitlines():
+        if line.startswith("#"):
+            explained = True
+        elif not line.strip() or line.startswith("["):
+            explained = line in ("[Unit]", "[Install]")
+        else:
+            assert explained, line
+
+
+def test_the_unit_stays_down_for_exactly_our_exit_codes():
+    assert dict(directives(rendered()))["RestartPreventExitStatus"].split() == [str(BAD_CONFIG), str(STAY_DOWN)]
+
+
+def test_the_grace_of_a_running_evaluation_fits_into_the_stop_time():
+    from crusades.hparams import Daemon
+
+    assert float(dict(directives(rendered()))["TimeoutStopSec"]) > Daemon().shutdown_grace + 40
+
+
+def test_nothing_is_switched_on_that_would_break_sandboxes_or_cards():
+    values = dict(directives(rendered()))
+    for name in ("RestrictNamespaces", "PrivateDevices", "PrivateUsers", "MemoryDenyWriteExecute", "ProtectKernelTunables", "ProtectKernelLogs",
+                 "ProcSubset", "ProtectProc", "ProtectControlGroups", "ProtectHostname"):  # fmt: skip
+        assert name not in values
+        assert name in install.template()
+
+
+def systemd_analyze(*arguments):
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("this machine has no systemd-analyze (apt-get install systemd)")
+    return subprocess.run(["systemd-analyze", *arguments], capture_output=True, text=True, timeout=60)
+
+
+def test_systemd_accepts_every_line(tmp_path):
+    unit = tmp_path / install.UNIT
+    unit.write_text(rendered().replace("User=crusades", "User=nobody").replace("Group=crusades", "Group=nogroup"))
+    done = systemd_analyze("verify", "--man=no", "--recursive-errors=no", str(unit))
+    assert [line for line in done.stderr.splitlines() if "crusades-validator" in line] == []
+
+
+def test_the_exposure_that_systemd_computes_is_moderate_at_most(tmp_path):
+    unit = tmp_path / install.UNIT
+    unit.write_text(rendered())
+    done = systemd_analyze("security", "--offline=true", "--threshold=50", str(unit))
+    assert "Overall exposure level" in done.stdout, done.stderr
+    assert done.returncode == 0, done.stdout.splitlines()[-1]
+
+
+# ------------------------------------------------------------------------------------------------ install-service
+
+
+def test_a_dry_run_says_everything_and_does_nothing(tmp_path, capsys):
+    assert install.run_install(dry_run=True, python="/usr/bin/python3", config=tmp_path / "etc", units=tmp_path / "units") == 0
+    said = capsys.readouterr().out
+    for word in ("system user crusades", "ExecStart=/usr/bin/python3 -m crusades.validator", "LoadCredential=hotkey:", "daemon-reload", "--netuid", "never the coldkey"):
+        assert word in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_of_a_person_are_never_overwritten(tmp_path):
+    (tmp_path / "validator.env").write_text("CRUSADES_ARGS=--netuid 7\n")
+    assert not [step for step in install.steps("/usr/bin/python3", config=tmp_path, units=tmp_path) if step.path == tmp_path / "validator.env"]
+
+
+def test_a_path_that_systemd_would_split_is_refused():
+    with pytest.raises(ConfigError, match="misread"):
+        install.render("/srv/my python/bin/python3")
+
+
+def test_an_interpreter_in_a_home_is_named():
+    assert install.hidden_by_the_unit("/home/me/venv/bin/python") == "/home"
+
+
+def test_files_are_replaced_whole(tmp_path):
+    unit = tmp_path / install.UNIT
+    unit.write_text("old")
+    install._do(install.Step("", path=unit, content="new"))
+    assert unit.read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == [install.UNIT]
