@@ -144,10 +144,11 @@ def _report(origin: str, results: list[Result], limits: dict[str, list[float]]) 
         small = f"{row['smallest_caught']} ({row['smallest_caught_work']:.2%})" if row["smallest_caught"] else "–"
         large = f"{row['largest_missed']} ({row['largest_missed_work']:.2%})" if row["largest_missed"] else "–"
         lines.append(f"| {row['dimension']} | {row['choice'] or '–'} | {row['caught']} of {row['of']} | {small} | {large} |")
-    lines += ["\n## Limits\n", "| statistic | honest, worst | limit (worst step) |", "|---|---|---|"]
+    lines += ["\n## Limits\n", "By step; – where honest work and shortcuts overlap and the step is not judged.\n", "| statistic | worst honest | limits |", "|---|---|---|"]
     for name, values in limits.items():
-        worst = max((abs(v) if v is not None else float("inf")) for r in honest for v in r.statistics[name])
-        lines.append(f"| {name} | {worst:.3g} | {max(values):.3g} |")
+        worst = [max((abs(r.statistics[name][s]) if r.statistics[name][s] is not None else float("inf")) for r in honest) for s in range(len(honest[0].statistics[name]))]
+        told = " ".join("–" if v >= bounds.UNJUDGED else f"{v:.3g}" for v in values)
+        lines.append(f"| {name} | {' '.join(f'{w:.3g}' for w in worst)} | {told} |")
     lines += ["\n## Every variant\n", "| variant | population | work left out | nearest limit | rejected by | gradient error, worst step |", "|---|---|---|---|---|---|"]
     for r in usable:
         caught = ", ".join(name for name, _ in bounds.caught_by(r, limits)[:3]) or "–"

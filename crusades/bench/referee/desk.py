@@ -29,6 +29,8 @@ FREE_MARGIN = 1 << 30
 """Bytes of device memory left alone when free memory is overwritten."""
 AUDIT_WORKSPACE = 2 << 30
 """Bytes the referee keeps in its allocator during an evaluation, so that a contestant that fills the card fails itself."""
+OWN_GROWTH = 1 << 30
+"""Bytes by which the referee's own context may grow during an evaluation: kernels are loaded when first used."""
 RELEASE_TIMEOUT = 30.0
 """Seconds a dead contestant's device memory may take to come back."""
 
@@ -213,7 +215,7 @@ class Desk:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         deadline = time.monotonic() + RELEASE_TIMEOUT
-        while torch.cuda.mem_get_info()[0] < self._baseline_free - (64 << 20):
+        while torch.cuda.mem_get_info()[0] < self._baseline_free - OWN_GROWTH:
             if time.monotonic() > deadline:
                 missing = self._baseline_free - torch.cuda.mem_get_info()[0]
                 raise DeviceFault(f"{missing / 1e9:.1f} GB of the card are still taken {RELEASE_TIMEOUT:.0f} s after the contestant was killed")

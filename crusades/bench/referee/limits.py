@@ -19,6 +19,8 @@ ROOMS = (4096.0, 1024.0, 256.0, 64.0, 16.0, 8.0, 4.0)
 """Tried from the first on; a limit lies at least √4 = 2 times above the worst honest distance."""
 WORTH = 0.01
 """Shortcuts of less work than this do not draw limits towards honest work; whether they are caught is reported."""
+UNJUDGED = 1e9
+"""The limit of a step that a statistic cannot judge: JSON has no word for infinity."""
 FLOOR = 1e-7
 """Distances below one float32 rounding count as one, so that ratios exist."""
 SHARE_FLOORS = {"outliers": 1e-4, "silent": 1e-4, "unmoved": 1e-4}
@@ -83,9 +85,8 @@ def _limit(name: str, step: int, honest: list[Result], shortcuts: list[Result], 
 
 
 def _fill(steps: list[float]) -> list[float]:
-    """A step in which nothing stood clear takes the largest limit of the others: it judges only what is gross."""
-    usable = max(x for x in steps if math.isfinite(x))
-    return [x if math.isfinite(x) else usable for x in steps]
+    """A step in which no shortcut stood clear of honest work is not judged there."""
+    return [min(x, UNJUDGED) for x in steps]
 
 
 def caught_by(result: Result, limits: dict[str, list[float]]) -> list[tuple[str, float]]:

@@ -27,7 +27,7 @@ WORDS = {
     "sequence_attribution": "{where} was not trained on in full",
     "cell_attribution": "the tokens of {where} were not trained on in full",
     "cell_spread": "secret groups of tokens were not all trained on alike",
-    "slice_attribution": "{where} were not trained on in full",
+    "slice_attribution": "not trained on in full: {where}",
     "step_error": "the update is not AdamW's update for the batch",
     "unmoved": "weights that should have moved did not",
     "update_error": "the final weights are not those that training gives",
@@ -63,7 +63,8 @@ def judge(measured: list[Measured], limits: Limits) -> Audit:
     worst = max(statistics, key=lambda s: ratio(s.value, s.limit))
     failing = {s.name: s for s in statistics if not s.passed}
     named = diagnose(failing) if failing else worst
-    return Audit(worst=named.name, words=in_words(named), statistics=tuple(statistics))
+    words = in_words(named) if failing else f"all within limits; nearest to its own: {named.name}, at {100 * ratio(named.value, named.limit):.0f} % of it"
+    return Audit(worst=named.name, words=words, statistics=tuple(statistics))
 
 
 def _worst_step(m: Measured, limits: Limits) -> Statistic:
