@@ -85,15 +85,9 @@ def init(arguments: Arguments) -> int:
 
 def check(arguments: Arguments) -> int:
     """Print what the static rules say."""
-    from crusades.report import findings_text
-    from crusades.rules import scan
+    from crusades import check as checker
 
-    findings = scan(read_train_py(arguments.train_py), filename=arguments.train_py)
-    if arguments.json:
-        print_json({"file": arguments.train_py, "clean": not findings, "findings": findings})
-    else:
-        print(findings_text(arguments.train_py, findings))
-    return 1 if findings else 0
+    return checker.run([arguments.train_py], arguments.json)
 
 
 def bench(arguments: Arguments) -> int:

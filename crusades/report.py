@@ -1,19 +1,10 @@
-"""Records as text for a terminal: findings like a linter's, verdicts like a race result. Pure."""
+"""Records as text for a terminal: verdicts like a race result. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from crusades.records import Finding, Outcome, Run, Standing, Statistic, Submission, Verdict
-
-
-def findings_text(path: str, findings: Sequence[Finding]) -> str:
-    """`file:line:column: RULE message`, why, and what to do instead."""
-    if not findings:
-        return f"{path}: clean"
-    blocks = [f"{path}:{f.line}:{f.column}: {f.rule} {f.message}\n    why:     {f.why}\n    instead: {f.instead}" for f in findings]
-    count = len(findings)
-    return "\n".join([*blocks, f"{count} finding{'s' if count > 1 else ''}"])
+from crusades.records import Outcome, Run, Standing, Statistic, Submission, Verdict
 
 
 def table(rows: Sequence[Sequence[str]], right: str = "") -> str:

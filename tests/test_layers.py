@@ -16,7 +16,7 @@ LAYERS = (
                             "sandbox.*", "devnet", "devnet.*"]),
     ("work", ["submission", "bench", "bench.*"]),
     ("service", ["web", "web_*", "daemon", "daemon_*", "tui", "tui.*"]),
-    ("entry", ["cli", "cli_*", "validator", "demo", "demo_*", "install"]),
+    ("entry", ["check", "cli", "cli_*", "validator", "demo", "demo_*", "install"]),
 )  # fmt: skip
 
 OPEN = {"vocabulary", "pure", "entry"}

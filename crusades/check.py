@@ -1,0 +1,86 @@
+"""`crusades check`: the static rules, printed like a linter's findings, with the line and a caret. Starts no torch.
+
+Exit codes: 0 clean, 1 findings, 2 a file that cannot be read. `-` reads standard input.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from crusades.errors import UsageError
+from crusades.records import Finding, to_builtins, to_json
+from crusades.rules import fingerprint, scan
+from crusades.rules_source import MAX_BYTES, Unreadable, decode, split_lines
+
+READ_CAP = 16 << 20
+"""Bytes read of a file that is too large anyway: enough to say how large it is."""
+
+SNIPPET = 160
+"""Characters shown of a source line."""
+
+
+def run(paths: Sequence[str], json: bool = False, *, max_bytes: int = MAX_BYTES) -> int:
+    """Check every file; print findings; return the exit code. Raises UsageError for a file that cannot be read."""
+    if not paths:
+        raise UsageError("name a file: crusades check train.py")
+    sources = [(path, _read(path)) for path in paths]
+    results = [(path, source, scan(source, filename=path, max_bytes=max_bytes)) for path, source in sources]
+    if json:
+        documents = [document(*result) for result in results]
+        sys.stdout.write(to_json(documents[0] if len(documents) == 1 else {"files": documents}, indent=2).decode() + "\n")
+    else:
+        for path, source, findings in results:
+            print(findings_text(path, source, findings))
+    return 1 if any(findings for _, _, findings in results) else 0
+
+
+def document(path: str, source: bytes, findings: Sequence[Finding]) -> dict[str, Any]:
+    """The `--json` twin of one file's findings."""
+    return {"file": path, "clean": not findings, "findings": to_builtins(list(findings)), "fingerprint": fingerprint(source)}
+
+
+def findings_text(path: str, source: bytes, findings: Sequence[Finding]) -> str:
+    """`file:line:column: RULE message`, the line with a caret, why, and what to do instead."""
+    if not findings:
+        return f"{path}: clean"
+    lines = _lines(source)
+    blocks = [_block(path, finding, lines) for finding in findings]
+    return "\n".join([*blocks, f"{path}: {len(findings)} finding{'s' if len(findings) > 1 else ''}"])
+
+
+def _block(path: str, finding: Finding, lines: list[str]) -> str:
+    rows = [f"{path}:{finding.line}:{finding.column}: {finding.rule} {visible(finding.message)}"]
+    text = lines[finding.line - 1] if finding.line <= len(lines) else ""
+    start = max(0, finding.column - 1 - SNIPPET // 2)
+    shown = text[start : start + SNIPPET]
+    if shown.strip():
+        same_line = finding.end_line == finding.line and finding.end_column is not None
+        width = max(1, min((finding.end_column or 0) - finding.column if same_line else 1, SNIPPET))
+        before = visible(text[start : finding.column - 1])
+        rows += [f"    {visible(shown)}", f"    {' ' * len(before)}{'^' * width}"]
+    return "\n".join([*rows, f"    why:     {finding.why}", f"    instead: {finding.instead}"])
+
+
+def visible(text: str) -> str:
+    """`text` with everything that a terminal would obey, or not show, spelled out."""
+    return "".join(c if c.isprintable() else " " if c == "\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def _lines(source: bytes) -> list[str]:
+    try:
+        return split_lines(decode(source, READ_CAP))
+    except Unreadable:
+        return []
+
+
+def _read(path: str) -> bytes:
+    try:
+        if path == "-":
+            return sys.stdin.buffer.read(READ_CAP)
+        with Path(path).open("rb") as file:
+            return file.read(READ_CAP)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {path!r}: {getattr(error, 'strerror', None) or error}") from error

@@ -1,0 +1,84 @@
+"""The scanner: source → findings, by the rule table, in one pass. Never raises, whatever it is given.
+
+It reads names, not intentions. What it cannot follow is either judged by what it may be, or left to the import hook and,
+in the end, to the audit; see `rules_table` for what it rests on and what rests on it.
+"""
+
+from __future__ import annotations
+
+import gc
+
+from crusades.records import Finding
+from crusades.rules_checks import Checker, Hit
+from crusades.rules_resolve import Tangled
+from crusades.rules_scopes import collect
+from crusades.rules_source import MAX_BYTES, Unreadable, decode, folded_names, parse, split_lines, text_problems, without_main
+from crusades.rules_table import BY_ID
+
+MAX_FINDINGS = 200
+"""More say nothing new."""
+
+
+def scan(source: bytes | str, *, filename: str = "train.py", max_bytes: int = MAX_BYTES) -> list[Finding]:
+    """Every finding in `source`, by line and column. Never raises; empty for a clean file.
+
+    `filename` is for messages only. Takes up to two seconds for 500 kB and holds the GIL: a daemon calls
+    `rules_apart.scan_apart` instead.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()  # a tree is a hundred thousand objects and no garbage: the collector would double the time
+    try:
+        return _scan(source, max_bytes)
+    except (RecursionError, MemoryError):
+        return [_finding("R602", 1, 1, "too large or too deep to be analysed")]
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _scan(source: bytes | str, max_bytes: int) -> list[Finding]:
+    try:
+        text = decode(source, max_bytes)
+    except Unreadable as error:
+        return [_finding(*error.problem)]
+    lines = split_lines(text)
+    found = [_finding(*problem) for problem in text_problems(lines)]
+    try:
+        tree = parse(text)
+    except Unreadable as error:
+        return _ordered([*found, _finding(*error.problem)])
+    facts = collect(without_main(tree))
+    found += [_finding(*problem) for problem in folded_names(lines, frozenset(facts.names))]
+    try:
+        found += [_located(hit, lines) for hit in Checker(facts).run()]
+    except Tangled:
+        found.append(_finding("R602", 1, 1, "names refer to each other in too many ways to be analysed"))
+    return _ordered(found)
+
+
+def _ordered(findings: list[Finding]) -> list[Finding]:
+    """Sorted by place, each place once per rule."""
+    seen: dict[tuple[int, int, str], Finding] = {}
+    for finding in sorted(findings, key=lambda f: (f.line, f.column, f.rule)):
+        seen.setdefault((finding.line, finding.column, finding.rule), finding)
+    return list(seen.values())[:MAX_FINDINGS]
+
+
+def _located(hit: Hit, lines: list[str]) -> Finding:
+    node = hit.node
+    line = getattr(node, "lineno", 1)
+    end_line = getattr(node, "end_lineno", None)
+    column = _characters(lines, line, getattr(node, "col_offset", 0))
+    end_column = _characters(lines, end_line, getattr(node, "end_col_offset", 0) or 0) if end_line is not None else None
+    return _finding(hit.rule, line, column, hit.message, end_line, end_column)
+
+
+def _characters(lines: list[str], line: int, offset: int) -> int:
+    """1-based column in characters, from the byte offset that the parser gives."""
+    text = lines[line - 1] if 0 < line <= len(lines) else ""
+    return offset + 1 if text.isascii() else len(text.encode()[:offset].decode("utf-8", "ignore")) + 1
+
+
+def _finding(rule: str, line: int, column: int, message: str, end_line: int | None = None, end_column: int | None = None) -> Finding:
+    row = BY_ID[rule]
+    return Finding(rule=rule, line=line, column=column, message=message, why=row.why, instead=row.instead, end_line=end_line, end_column=end_column)
