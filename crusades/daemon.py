@@ -255,37 +255,13 @@ def slot_config(config: DaemonConfig, ctx: Context, name: str, index: int) -> ob
 
 async def serve_web(ctx: Context, config: DaemonConfig, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
     """Viewers. Ends when `ctx.web_stop` is set and the open connections had their grace."""
-    from hypercorn.config import Config
-    from hypercorn.trio import serve as serve_asgi
-
-    from crusades.web import create_app
+    from crusades.web import create_app, serve
 
     app = create_app(ctx.store, ctx.board, ctx.hparams, rules_version=ctx.board.rules_version, metrics=ctx.metrics.render)
-    settings = Config()
-    settings.bind = [config.listen or ctx.hparams.web.listen]
-    settings.graceful_timeout = WEB_GRACE
-    settings.loglevel = "WARNING"
-    settings.accesslog = settings.errorlog = None
-    first = _First(task_status)
     try:
-        await serve_asgi(app, settings, shutdown_trigger=ctx.web_stop.wait, task_status=first, mode="asgi")
-    except OSError as error:
-        if first.address:
-            raise
-        raise ConfigError(f"the web server cannot listen on {settings.bind[0]}: {error.strerror or error}; use --web HOST:PORT") from error
+        await serve(app, config.listen or ctx.hparams.web.listen, shutdown=ctx.web_stop.wait, grace=WEB_GRACE, task_status=task_status)
     finally:
         ctx.web_stopped.set()
-
-
-class _First(trio.TaskStatus[Any]):
-    """hypercorn reports a list of addresses; we bind one."""
-
-    def __init__(self, task_status: trio.TaskStatus[str]) -> None:
-        self._status, self.address = task_status, ""
-
-    def started(self, value: Any = None) -> None:
-        self.address = str(value[0])
-        self._status.started(self.address)
 
 
 # ------------------------------------------------------------------------------------------------ putting it together

@@ -1,7 +1,7 @@
 """The web server: JSON under `/api/v1`, a live websocket, health, metrics, and the dashboard at `/`. A pure reader.
 
 `create_app` wires store, board and scoring to routes; it starts nothing and needs no port, so tests drive it in process.
-`serve` puts it on hypercorn's trio worker. Documents are made in `web_views`, kept in `web_cache`, pushed in `web_live`.
+`serve` (`web_serve`) puts it on hypercorn's trio worker. Documents are made in `web_views`, kept in `web_cache`, pushed in `web_live`.
 
 Everything is public: whoever reaches the port may read all of it, so there is no login to lose, and nothing in the
 answers that miners or operators would want to hide (see `web_views`). It listens on loopback unless told otherwise; for
@@ -12,28 +12,26 @@ from __future__ import annotations
 
 import logging
 import re
-import resource
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-import hypercorn.protocol.ws_stream
 import trio
-from hypercorn.config import Config
-from hypercorn.trio import serve as hypercorn_serve
 from quart import Response, has_request_context, request, websocket
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
-from wsproto.extensions import PerMessageDeflate
 
 from crusades.board import Board
-from crusades.errors import ConfigError, StoreError
+from crusades.errors import StoreError
 from crusades.hparams import HParams
 from crusades.records import ApiError, Status
 from crusades.web_assets import Asset, load_assets
 from crusades.web_cache import Answer, encode
 from crusades.web_errors import NAMES, Refused, body
 from crusades.web_live import Hub
+from crusades.web_serve import serve
 from crusades.web_views import Rank, Views
+
+__all__ = ["Application", "create_app", "serve"]
 
 log = logging.getLogger(__name__)
 
@@ -297,69 +295,3 @@ def _pages(app: Application, assets: Mapping[str, Asset]) -> None:
     app.add_url_rule("/", "index", page, methods=["GET"])
     app.add_url_rule("/static/<name>", "static", page, methods=["GET"])
     app.add_url_rule("/favicon.ico", "favicon", page, defaults={"name": "icon.svg"}, methods=["GET"])
-
-
-# -- the server --------------------------------------------------------------------------------------------
-
-
-class _NoCompression(PerMessageDeflate):
-    """Stands for hypercorn's per-message compression, which has no switch: it costs 300 kB per client and a deflate per frame."""
-
-    def accept(self, offer: str) -> bool | str | None:
-        """Never agreed to."""
-        return None
-
-    def enabled(self) -> bool:
-        """Never used."""
-        return False
-
-
-async def serve(app: Application, listen: str, *, shutdown: Callable[[], Awaitable[Any]] | None = None, grace: float = 3.0,
-                task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
-    """Serve `app` on HOST:PORT (port 0: any free one) until `shutdown` returns; `started` reports the bound "HOST:PORT".
-
-    After `shutdown`, requests in flight get `grace` seconds; websockets are closed at once. Errors: ConfigError when the
-    address cannot be bound. An error of the live hub leaves this function: a dashboard that stands still is worse than none.
-    """
-    config = Config()
-    config.bind = [listen]
-    config.accesslog = None
-    config.errorlog = logging.getLogger("crusades.web.server")
-    config.include_server_header = False
-    config.graceful_timeout = grace
-    config.keep_alive_max_requests = 100_000
-    config.websocket_ping_interval = 20.0
-    config.websocket_max_message_size = 1024
-    config.h11_max_incomplete_size = 8192
-    hypercorn.protocol.ws_stream.PerMessageDeflate = _NoCompression  # type: ignore[assignment,misc]
-    _raise_descriptor_limit()
-    bound = trio.Event()
-    async with trio.open_nursery() as nursery:
-        await nursery.start(app.hub.run)
-
-        async def stop() -> None:
-            await (shutdown() if shutdown is not None else trio.sleep_forever())
-            app.hub.close()
-
-        async def started(*, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED) -> None:
-            try:
-                await hypercorn_serve(app, config, shutdown_trigger=stop, mode="asgi", task_status=task_status)
-            except* OSError as group:
-                if bound.is_set():
-                    raise
-                raise ConfigError(f"cannot listen on {listen}: {group.exceptions[0]}; choose another address with --web HOST:PORT") from group
-            nursery.cancel_scope.cancel()
-
-        binds = await nursery.start(started)
-        bound.set()
-        address = binds[0].removeprefix("http://")
-        log.info("the web page is at http://%s", address)
-        task_status.started(address)
-
-
-def _raise_descriptor_limit() -> None:
-    """Every client is a file descriptor, and the usual soft limit of 1,024 is shared with everything else we do."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -15,16 +15,33 @@ from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
+import trio
 
 from crusades import __version__
 from crusades.board import Board
 from crusades.faults import FAULTS, fault
-from crusades.records import Event, HistoryPoint, Overview, Page, Record, Run, Source, Standing, Status, Submission, SubmissionDetail, WeightsView
+from crusades.records import (
+    Event,
+    HistoryPoint,
+    Overview,
+    Page,
+    Record,
+    Run,
+    Source,
+    Standing,
+    Status,
+    Submission,
+    SubmissionDetail,
+    WeightsView,
+)
 from crusades.web_cache import Answer, Answers, Changes, EventSource, Memo, Topic
 from crusades.web_errors import Refused
 
 LIVE_HISTORY = 300
 """Points of the history in a live snapshot (about 60 kB); `/api/v1/history` serves more."""
+
+RANK_IN_THREAD = 500
+"""From this many scored submissions on they are ranked in a thread, so that no step of the event loop gets long."""
 
 WAITING = (Status.QUEUED, Status.RUNNING)
 EARLIER = (Status.SEALED, Status.REVEALED, Status.FETCHED, Status.CHECKED)
@@ -46,22 +63,22 @@ class Reader(EventSource, Protocol):
     """What the web server asks of the store."""
 
     async def submissions(self, *, status: Status | None, hotkey: str | None, sha256: str | None, cursor: str | None, limit: int) -> Page: ...
-    async def submission(self, id: str) -> SubmissionDetail | None: ...  # noqa: A002 - the store's own name
+    async def submission(self, id_: str) -> SubmissionDetail | None: ...
     async def in_state(self, *statuses: Status) -> list[Submission]: ...
-    async def source(self, id: str) -> Source | None: ...  # noqa: A002
-    async def runs(self, id: str) -> Sequence[Run]: ...  # noqa: A002
+    async def source(self, id_: str) -> Source | None: ...
+    async def runs(self, id_: str) -> Sequence[Run]: ...
     async def scored(self) -> list[Submission]: ...
     async def counts(self) -> dict[str, int]: ...
     async def weights(self) -> WeightsView: ...
 
 
-class Items(Record, kw_only=True):
+class Items(Record, frozen=True, kw_only=True):
     """A list, in the same wrapping as a page."""
 
     items: tuple[Any, ...]
 
 
-class Queue(Record, kw_only=True):
+class Queue(Record, frozen=True, kw_only=True):
     """Who is being judged, who waits, and how many are on the way there."""
 
     items: tuple[Submission, ...]
@@ -70,7 +87,7 @@ class Queue(Record, kw_only=True):
     """status → number of submissions that are not yet in the queue."""
 
 
-class Code(Record, kw_only=True):
+class Code(Record, frozen=True, kw_only=True):
     """A judged submission's file."""
 
     text: str
@@ -105,7 +122,10 @@ class Views:
         """Standings and history of everything scored so far."""
 
         async def make() -> Ranking:
-            return self._rank(await self._store.scored())
+            scored = await self._store.scored()
+            if len(scored) < RANK_IN_THREAD:
+                return self._rank(scored)
+            return await trio.to_thread.run_sync(self._rank, scored)
 
         return await self._ranking.get(self._scores_version, make)
 

@@ -148,9 +148,9 @@ class FakeStore:
         self.rows[row.id] = row
         return self.publish("submission", to_builtins(row), row.id)
 
-    def add_run(self, id, one):
-        self.run_rows[id] = (*self.run_rows.get(id, ()), one)
-        return self.publish("run", to_builtins(one), id)
+    def add_run(self, id_, one):
+        self.run_rows[id_] = (*self.run_rows.get(id_, ()), one)
+        return self.publish("run", to_builtins(one), id_)
 
     def judge(self, row, verdict):
         self.details[row.id] = SubmissionDetail(submission=row, transitions=transitions(row), verdict=verdict)
@@ -173,25 +173,25 @@ class FakeStore:
         start = int(cursor or 0)
         return Page(items=tuple(rows[start : start + limit]), next_cursor=str(start + limit) if start + limit < len(rows) else None)
 
-    async def submission(self, id):
+    async def submission(self, id_):
         await trio.lowlevel.checkpoint()
-        row = self.rows.get(id)
+        row = self.rows.get(id_)
         if row is None:
             return None
-        detail = self.details.get(id) or SubmissionDetail(submission=row, transitions=transitions(row))
+        detail = self.details.get(id_) or SubmissionDetail(submission=row, transitions=transitions(row))
         return msgspec.structs.replace(detail, submission=row)
 
     async def in_state(self, *statuses):
         await trio.lowlevel.checkpoint()
         return sorted((r for r in self.rows.values() if r.status in statuses), key=lambda r: (r.commit_block, r.uid or 0))
 
-    async def source(self, id):
+    async def source(self, id_):
         await trio.lowlevel.checkpoint()
-        return self.sources.get(id)
+        return self.sources.get(id_)
 
-    async def runs(self, id):
+    async def runs(self, id_):
         await trio.lowlevel.checkpoint()
-        return self.run_rows.get(id, ())
+        return self.run_rows.get(id_, ())
 
     async def scored(self):
         await trio.lowlevel.checkpoint()

@@ -1,0 +1,1 @@
+"""One widget a file; each draws its part of the picture when told that it changed."""
