@@ -28,7 +28,7 @@ def inner_steps(model, data_iterator, optimizer, num_steps, device):
         inputs, labels = batch[:, :-1], batch[:, 1:]
 
         logits = model(inputs).logits
-        loss = F.cross_entropy(logits.reshape(-1, logits.size(-1)).float(), labels.reshape(-1))
+        loss = F.cross_entropy(logits.reshape(-1, logits.size(-1)), labels.reshape(-1))
 
         loss.backward()
         optimizer.step()

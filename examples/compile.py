@@ -20,7 +20,7 @@ class InnerStepsResult:
 def loss_and_logits(model, inputs, labels):
     """One function for the compiler, so that it can fuse the loss with the head."""
     logits = model(inputs).logits
-    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten()), logits
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten()), logits
 
 
 compiled = None

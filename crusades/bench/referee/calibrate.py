@@ -20,7 +20,7 @@ import torch
 from crusades.bench.referee import limits as bounds
 from crusades.bench.referee.data import open_corpus
 from crusades.bench.referee.exam import prepare_exam
-from crusades.bench.referee.lab import Lab
+from crusades.bench.referee.lab import Lab, Recipe
 from crusades.bench.referee.limits import Result
 from crusades.bench.referee.models import load_reference
 from crusades.bench.referee.variants import Variant, everything, set_sequence_length
@@ -39,6 +39,8 @@ class CalibrateConfig:
     """Folder of results.jsonl, limits.toml and report.md."""
     exams: int = 3
     """Honest variants run on every exam, shortcuts on the first."""
+    submissions: tuple[Path, ...] = ()
+    """Honest train.py files of ours that join the honest population."""
     cache_dir: Path | None = None
     seconds: float = 0.0
     """Stop after about this many seconds, to be resumed; 0 = to the end."""
@@ -56,6 +58,7 @@ def calibrate(config: CalibrateConfig) -> bool:
     set_sequence_length(config.profile.sequence_length - 1)
     variants = everything(config.profile.steps, reference.layers, config.profile.batch_size, cuda=config.device == "cuda",
                           low_precision=config.profile.model.dtype == "bfloat16")  # fmt: skip
+    variants += [Variant(f"submission {path.name}", "honest", Recipe(submission=str(path))) for path in config.submissions]
     complete = True
     for number in range(config.exams):
         wanted = [v for v in variants if number == 0 or v.population == "honest"]

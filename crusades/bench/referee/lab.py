@@ -7,9 +7,13 @@ shared memory, the reads and the audit are those of a real run.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +27,7 @@ from crusades.bench.referee.exam import Exam, optimizer_settings
 from crusades.bench.referee.layout import layer_of
 from crusades.bench.referee.models import Reference
 from crusades.bench.referee.session import Reader
+from crusades.errors import ConfigError
 from crusades.hparams import Profile
 
 Weights = Callable[["Lab", int, torch.Tensor], torch.Tensor]
@@ -56,6 +61,8 @@ class Recipe:
     no_update: tuple[int, ...] = ()
     stale: tuple[int, ...] = ()
     """Steps that use the gradient of the step before."""
+    submission: str = ""
+    """Path of a train.py of ours whose inner_steps does the training instead of the lab."""
 
 
 @dataclass
@@ -94,14 +101,9 @@ class Lab:
         reader = Reader(self.reference, self.exam, self.profile.steps)
         reader.read(0)
         optimizer = self._optimizer(recipe)
-        forward = self._forward(recipe)
         started = time.monotonic()
-        with contextlib.ExitStack() as stack:
-            self._enter(recipe, stack)
-            for step in range(self.profile.steps):
-                self.step = step
-                loss, logits = self._step(recipe, step, optimizer, forward)
-                reader.read(step + 1)
+        train = self._train_submission if recipe.submission else self._train
+        loss, logits = train(recipe, optimizer, reader)
         seconds = time.monotonic() - started - reader.seconds
         adam = audits.Adam(**optimizer_settings(self.profile))
         measured = audits.audit(reader.result(), expected_of(self.exam, self.reference.device), adam, self.profile.audit.group_min)
@@ -109,6 +111,33 @@ class Lab:
         measured += verdict.result_statistics(loss, self.exam.losses[-1], logits, self.exam.logits, tokens, tokens)
         self.reference.model.zero_grad(set_to_none=True)
         return measured, seconds
+
+    def _train(self, recipe: Recipe, optimizer: torch.optim.Optimizer, reader: Reader) -> tuple[float, torch.Tensor]:
+        forward = self._forward(recipe)
+        loss, logits = 0.0, torch.zeros(self.exam.logits.shape)
+        with contextlib.ExitStack() as stack:
+            self._enter(recipe, stack)
+            for step in range(self.profile.steps):
+                self.step = step
+                loss, logits = self._step(recipe, step, optimizer, forward)
+                reader.read(step + 1)
+        return loss, logits
+
+    def _train_submission(self, recipe: Recipe, optimizer: torch.optim.Optimizer, reader: Reader) -> tuple[float, torch.Tensor]:
+        """An example's inner_steps, drip-fed as in a real run."""
+        inner_steps = _load_submission(recipe.submission).inner_steps
+
+        def drip() -> Iterator[torch.Tensor]:
+            for step, batch in enumerate(self.exam.batches):
+                if step:
+                    reader.read(step)
+                yield torch.from_numpy(batch)
+
+        result = inner_steps(self.reference.model, drip(), optimizer, self.profile.steps, torch.device(self.reference.device))
+        reader.read(self.profile.steps)
+        flat = result.final_logits.detach().flatten(0, 1)
+        rows, columns = self.exam.logit_rows.to(flat.device), self.exam.logit_columns.to(flat.device)
+        return float(result.final_loss), flat[rows][:, columns].float().cpu()
 
     def _optimizer(self, recipe: Recipe) -> torch.optim.Optimizer:
         parameters = list(self.reference.model.parameters())
@@ -247,3 +276,16 @@ class Lab:
         finally:
             for module in linears:
                 del module.forward
+
+
+def _load_submission(path: str) -> ModuleType:
+    """A train.py as a module, once per path: what it compiled for one exam serves the next."""
+    name = "submission_" + Path(path).stem
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise ConfigError(f"{path} cannot be imported")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]
