@@ -1,7 +1,7 @@
 """Memory, process and CPU limits by control group: version 2 where a subtree is delegated to us, version 1, or none.
 
 A sandbox gets a group of its own per hierarchy, below the group that this process is in. The monitor enters it before it
-starts anything (see `launch`). Nothing here needs to be cleaned after a crash: `sweep` removes groups that are empty.
+starts anything (see `launch`). A crash needs no cleaning by hand: the next process sweeps up.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import functools
 import itertools
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Literal
@@ -97,14 +98,16 @@ def detect(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/s
             version2 = _detect_v2(base, own[""])
             if version2.complete:
                 return version2
-            return Hierarchy("none", {}, version2.why)
+            return Hierarchy("none", {}, version1.why or version2.why)
     return Hierarchy("none", {}, version1.why or "no cgroup file system is mounted at /sys/fs/cgroup")
 
 
 @functools.cache
 def hierarchy() -> Hierarchy:
-    """`detect`, once per process."""
-    return detect()
+    """`detect`, once per process; what a dead process of ours left there is swept up at the same time."""
+    found = detect()
+    sweep(found)
+    return found
 
 
 def create(found: Hierarchy, limits: Limits) -> Group | None:
@@ -124,14 +127,33 @@ def create(found: Hierarchy, limits: Limits) -> Group | None:
 
 
 def sweep(found: Hierarchy) -> int:
-    """Remove empty groups that a crashed process of ours left. Returns how many. Groups in use refuse to go."""
+    """Kill and remove what processes of ours that no longer live have left: a daemon that dies while bubblewrap is still setting
+    a sandbox up is not noticed by it. Returns how many groups went."""
     removed = 0
     for base in dict.fromkeys(found.bases.values()):
         for folder in base.glob(f"{PREFIX}*"):
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-                removed += 1
+            owner = folder.name.removeprefix(PREFIX).split("-")[0]
+            if not owner.isdigit() or Path("/proc", owner).exists():
+                continue
+            removed += _clear(folder)
     return removed
+
+
+def _clear(folder: Path) -> bool:
+    """Kill everyone in a group, again and again until it lets itself be removed, for a second at most."""
+    for _ in range(100):
+        for pid in _read(folder / "cgroup.procs").split():
+            with contextlib.suppress(OSError):
+                os.kill(int(pid), signal.SIGKILL)
+        try:
+            folder.rmdir()
+        except FileNotFoundError:
+            return True
+        except OSError:
+            time.sleep(0.01)
+        else:
+            return True
+    return False
 
 
 def _limit_v2(group: Group, limits: Limits) -> None:

@@ -9,6 +9,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
+from crusades.errors import SandboxFault
 from crusades.sandbox.policy import Mount
 
 TOOLS: dict[str, str] = {
@@ -44,10 +45,19 @@ def interpreter_mounts() -> tuple[Mount, ...]:
             wanted += _distribution_python()
         elif not any(prefix.startswith(f"{other}/") for other in prefixes):
             wanted.append(prefix)
+    _refuse_home(wanted)
     mounts = [Mount(path, "the interpreter and its packages", path) for path in dict.fromkeys(wanted)]
     if sys.prefix != _real(sys.prefix):
         mounts.append(Mount(sys.prefix, "the name the environment goes by", _real(sys.prefix), "link"))
     return tuple(mounts) + (() if any(_within(sys.executable, m.inside) for m in mounts) else _chain(sys.executable, "the interpreter"))
+
+
+def _refuse_home(folders: list[str]) -> None:
+    """An environment that was made *in* the home folder would carry wallets and keys into the sandbox."""
+    home = _real(os.path.expanduser("~"))
+    for folder in folders:
+        if home != "/" and _within(home, folder):
+            raise SandboxFault(f"the Python environment {folder} contains the home folder {home}, and a sandbox would see both: make one in a folder of its own")
 
 
 def _distribution_python() -> list[str]:

@@ -64,7 +64,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     hostile_calls: Literal["kill", "errno"] = "kill"
     """What becomes of calls that no honest program makes: the process dies (the default), or sees EPERM."""
     unknown_calls: Literal["errno", "log"] = "errno"
-    """`log` lets calls that are on no list pass and writes them to the kernel log: for finding out what a new driver needs, never in service."""
+    """`log` lets every call pass and writes those that are not allowed to the kernel log: for finding out what a new driver needs, never in service."""
     extra_calls: tuple[str, ...] = ()
     """Calls allowed on top, for the same purpose."""
     bwrap: str = "bwrap"

@@ -148,7 +148,7 @@ def _program(gpu: bool, hostile: str, unknown: str, extra: tuple[str, ...]) -> b
         verdicts = {"allow": lib.ALLOW, "eperm": lib.ERRNO(errno.EPERM), "enosys": lib.ERRNO(errno.ENOSYS)}
         verdicts["hostile"] = lib.KILL_PROCESS if hostile == "kill" else lib.ERRNO(errno.EPERM)
         for group in GROUPS:
-            verdict = verdicts[group.verdict]
+            verdict = verdicts[group.verdict] if unknown == "errno" or group.verdict == "allow" else default
             for name in group.names():
                 if name in extra or verdict != default:  # libseccomp refuses rules that repeat the default
                     _rule(lib, compiled, lib.ALLOW if name in extra else verdict, name)
