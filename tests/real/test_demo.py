@@ -1,0 +1,107 @@
+"""The real everything: chain, miners, file host, validator, sandbox, referee, audit, scores, weights. Nothing is faked."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+pytestmark = [pytest.mark.kernel, pytest.mark.slow]
+
+PATIENCE = 540
+"""Seconds; the budget on an idle machine with two cores is 180, and a busy one must not make the test lie."""
+
+
+def left_behind():
+    """Processes of a demo that should be gone."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if any(b"crusades-demo-" in word for word in words):
+                found.append(b" ".join(words).decode(errors="replace"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory):
+    """One demo for all tests of this file."""
+    temporary = tmp_path_factory.mktemp("tmp")
+    command = [sys.executable, "-m", "crusades.cli", "demo", "--once", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False, env={**os.environ, "TMPDIR": str(temporary)})
+    assert done.stdout, done.stderr[-4000:]
+    return done.returncode, json.loads(done.stdout), done.stderr, temporary
+
+
+def test_every_example_gets_the_verdict_that_it_deserves_with_the_right_rule(outcome):
+    code, document, words, _ = outcome
+    wrong = [s for s in document["submissions"] if not s["as_expected"]]
+    assert not wrong, wrong
+    assert code == 0, words[-2000:]
+
+
+def test_at_least_eight_submissions_were_judged_and_each_says_why(outcome):
+    _, document, _, _ = outcome
+    assert len(document["submissions"]) >= 8
+    for s in document["submissions"]:
+        assert {"name", "expected", "verdict", "status", "rule", "reason", "score_mfu"} <= set(s)
+        if s["verdict"] == "accepted":
+            assert s["status"] == "scored"
+            assert s["score_mfu"] > 0
+        else:
+            assert s["status"] == "rejected"
+            assert s["rule"]
+            assert s["reason"]
+
+
+def test_the_leaderboard_holds_the_honest_alone_best_first(outcome):
+    _, document, _, _ = outcome
+    honest = {s["name"] for s in document["submissions"] if s["expected"] == "accepted"}
+    rows = document["leaderboard"]
+    assert {row["name"] for row in rows} == honest
+    assert [row["rank"] for row in rows] == list(range(1, len(rows) + 1))
+
+
+def test_the_chain_holds_the_weights_that_were_asked_and_they_pay_the_leader(outcome):
+    _, document, _, _ = outcome
+    asked, on_chain = document["weights"]["asked"], document["weights"]["on_chain"]
+    assert asked
+    assert set(asked) == set(on_chain)
+    for uid, share in asked.items():
+        assert on_chain[uid] == pytest.approx(share, abs=1e-4)
+    leader = str(document["leaderboard"][0]["uid"])
+    assert asked[leader] == max(asked.values())
+
+
+def test_nothing_is_left_behind(outcome):
+    temporary = outcome[3]
+    assert [p.name for p in temporary.iterdir() if p.name.startswith("crusades")] == []
+    assert left_behind() == []
+
+
+def test_ctrl_c_stops_everything_quietly(tmp_path):
+    state = tmp_path / "crusades-demo-interrupted"
+    command = [sys.executable, "-m", "crusades.cli", "demo", "--state-dir", str(state)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        for line in process.stderr:
+            if "committed" in line or time.monotonic() > deadline:
+                break
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=90)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 130, err[-2000:]
+    assert "Traceback" not in err
+    assert out == ""
+    assert left_behind() == []
