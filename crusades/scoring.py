@@ -123,8 +123,7 @@ def _shares(ranked: Sequence[Submission], settings: Scoring, neurons: Sequence[N
         reasons.append(f"{settings.burn:.1%} is burned through the owner's uid {owner_uid}; it costs the whole subnet emission")
         shares[owner] = settings.burn
     for row, share in zip(ranked, _split(len(ranked), settings), strict=False):
-        if share > 0:
-            shares[row.hotkey] = shares.get(row.hotkey, 0.0) + share * (1.0 - settings.burn)
+        shares[row.hotkey] = shares.get(row.hotkey, 0.0) + share * (1.0 - settings.burn)
     total = math.fsum(shares.values())
     return {hotkey: share / total for hotkey, share in shares.items() if share > 0}, tuple(reasons)
 

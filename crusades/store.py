@@ -27,7 +27,7 @@ Writes (each one transaction; `block` is the head, for the history)
     set_cursor(block) · set_fact(name, value) · identify(**facts) · emit(kind, data, submission_id=None)
 Reads: in_state, submissions, submission, source, payload, runs, scored, counts, commitments, cursor, fact, weights,
     weights_history, weights_journal, receipt_holder, events_since, last_seq
-Others: subscribe(buffer) -> Subscription · backup() -> Path · statistics()
+Others: subscribe(buffer) -> Subscription · backup(out=None) -> Path
 """
 
 from __future__ import annotations
@@ -433,6 +433,13 @@ class Store:
         """Stored events after `seq`, oldest first; the oldest are deleted beyond `keep_events`."""
         return await self._read(lambda db: store_reads.events_since(db, seq, limit))
 
+    async def backup(self, out: Path | None = None) -> Path:
+        """A consistent, checked copy of the database, without stopping anybody (by default in `backups/`, where
+        `keep_backups` are kept). Runs in a worker thread on a connection of its own."""
+        from crusades.store_tools import run_backup
+
+        return await trio.to_thread.run_sync(partial(run_backup, self.state_dir, out, keep=self.settings.keep_backups))
+
     # ---------------------------------------------------------------------------------------- reads
 
     async def in_state(self, *statuses: Status) -> list[Submission]:
@@ -496,6 +503,8 @@ async def open_store(state_dir: Path, bridge: Bridge, settings: hparams.Store) -
             await bridge.run(store._start, finish_if_done=True)
         except sqlite3.Error as error:
             raise StoreError(f"{state_dir / DATABASE}: {database_words(error)}") from error
+        except OSError as error:
+            raise StoreError(f"{state_dir / DATABASE} cannot be used ({error.strerror}): check its owner and its mount") from error
         store._publisher.last_seq = store._seq
         store._open = True
         try:

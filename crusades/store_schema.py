@@ -6,6 +6,7 @@ file as it was. A database newer than this program is refused, and a damaged one
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import sqlite3
@@ -104,6 +105,8 @@ MIGRATIONS: tuple[Migration, ...] = (
 
 async def connect(path: Path, *, read_only: bool = False) -> aiosqlite.Connection:
     """A connection of ours: autocommit (transactions are explicit), WAL, foreign keys, durable commits."""
+    if not path.exists():
+        path.touch(mode=0o600)  # SQLite would ask the umask; its log files take the mode of this one
     connection = aiosqlite.connect(path, isolation_level=None)
     connection._thread.daemon = True  # a process that must end may not wait for a disk that hangs
     db = await connection
@@ -138,6 +141,22 @@ async def prepare(db: aiosqlite.Connection, state_dir: Path, migrations: Sequenc
     for number, step in enumerate(steps[version:], start=version + 1):
         kept = await _backup_before(db, state_dir, number) if number > 1 else None
         await _migrate(db, number, step, kept)
+
+
+def prepare_sync(state_dir: Path) -> None:
+    """The same for programs without a loop; the caller holds the lock."""
+
+    async def work() -> None:
+        db = await connect(state_dir / DATABASE)
+        try:
+            await prepare(db, state_dir)
+        finally:
+            await db.close()
+
+    try:
+        asyncio.run(work())
+    except sqlite3.DatabaseError as error:
+        raise damaged(state_dir, str(error)) if is_damage(error) else StoreError(f"{state_dir / DATABASE}: {error}") from error
 
 
 async def _migrate(db: aiosqlite.Connection, number: int, step: Migration, kept: Path | None) -> None:
