@@ -22,6 +22,8 @@ from crusades.errors import ChainError, ChainIncompatible, MustNotRestart, Outco
 
 log = logging.getLogger("crusades.weights")
 
+NOTHING_SCORED = "no confirmed submission has scored yet"
+"""A young subnet is no problem."""
 RETRY_BLOCKS = 2
 """Blocks between two attempts after one that failed."""
 
@@ -35,7 +37,8 @@ class Situation:
 
     block: int
     vector: Mapping[str, float]
-    """hotkey → share, from scoring over confirmed rows; empty when nobody has scored."""
+    """hotkey → share, from scoring over confirmed rows; empty when there is nobody to pay."""
+    why_empty: str
     on_chain_empty: bool
     on_chain_equal: bool
     """The chain holds exactly this vector already."""
@@ -67,7 +70,7 @@ def choose(s: Situation) -> Choice:
     if not s.state_known and not s.accept_empty_state:
         return Choice(False, "the chain holds weights of this hotkey, and the state directory knows of none: restore it, or start once with --accept-empty-state")
     if not s.vector:
-        return Choice(False, "no confirmed submission has scored yet")
+        return Choice(False, s.why_empty or NOTHING_SCORED)
     if s.block < s.never_before:
         return Choice(False)
     since = s.block - s.last_update if s.last_update else None
@@ -92,6 +95,8 @@ class _Setter:
     asked_block: int | None = None
     applied: bool = False
     never_before: int = -1
+    trouble: str = ""
+    """Why the last attempt failed, until the next one."""
     rehearsed_epoch: int = -1
     state_known: bool = True
     acquainted: bool = False
@@ -121,20 +126,16 @@ async def _one_head(ctx: Context, me: _Setter) -> None:
         log.warning("weights: %s", error)
         me.never_before = (ctx.block or 0) + RETRY_BLOCKS
         ctx.metrics.weights_attempts.labels(outcome="unknown").inc()
-        held = f"sent, outcome unknown: {error}"
+        held = me.trouble = f"sent, outcome unknown: {error}"
     except ChainError as error:
         log.warning("weights: %s", error)
         me.never_before = (ctx.block or 0) + RETRY_BLOCKS
         ctx.metrics.weights_attempts.labels(outcome="failed").inc()
-        held = f"the last attempt failed: {error}"
+        held = me.trouble = f"the last attempt failed: {error}"
     ctx.ready("weights")
     ctx.metrics.weights_held.set(bool(held))
     ctx.board.weights_held = held
     ctx.problem("weights", held if ctx.block and held and me.acquainted and held != NOTHING_SCORED else "")
-
-
-NOTHING_SCORED = "no confirmed submission has scored yet"
-"""A young subnet is no problem."""
 
 
 async def _look_and_act(ctx: Context, me: _Setter) -> str:
@@ -145,22 +146,24 @@ async def _look_and_act(ctx: Context, me: _Setter) -> str:
     _beware(ctx, me, held)
     _show(ctx, held)
     await _read_back(ctx, me, held)
-    vector = await _vector(ctx)
+    vector, why_empty = await _vector(ctx)
     plan = await ctx.chain.preflight_weights(vector) if vector else None
     _rehearse(ctx, me, plan, held)
-    choice = choose(_situation(ctx, me, vector, plan, held))
+    choice = choose(_situation(ctx, me, vector, why_empty, plan, held))
     if not choice.send or plan is None:
-        return choice.held
+        return choice.held or (me.trouble if held.block < me.never_before else "")
     if plan.refused:
         me.never_before = plan.retry_block or held.block + RETRY_BLOCKS
-        return "" if plan.retry_block is not None else "; ".join(plan.refused)
+        me.trouble = "" if plan.retry_block is not None else "; ".join(plan.refused)
+        return me.trouble
     await _send(ctx, me, plan)
+    me.trouble = ""
     return ""
 
 
-def _situation(ctx: Context, me: _Setter, vector: Mapping[str, float], plan: WeightsPlan | None, held: OnChainWeights) -> Situation:
+def _situation(ctx: Context, me: _Setter, vector: Mapping[str, float], why_empty: str, plan: WeightsPlan | None, held: OnChainWeights) -> Situation:
     return Situation(
-        block=held.block, vector=vector, on_chain_empty=not held.by_uid, on_chain_equal=plan is not None and arrived(plan.by_uid, held.by_uid),
+        block=held.block, vector=vector, why_empty=why_empty, on_chain_empty=not held.by_uid, on_chain_equal=plan is not None and arrived(plan.by_uid, held.by_uid),
         last_update=held.last_update if me.asked_block is not None or held.by_uid else 0, pending=held.pending_commits, tempo=held.tempo,
         interval=ctx.hparams.chain.weights_interval, never_before=me.never_before, state_known=me.state_known, accept_empty_state=ctx.accept_empty_state)
 
@@ -201,23 +204,24 @@ async def _read_back(ctx: Context, me: _Setter, held: OnChainWeights) -> None:
         return
     equal = arrived(me.asked, held.by_uid)
     ctx.metrics.weights_equal.set(equal)
+    overdue = held.pending_commits == 0 and held.block - me.asked_block > 2 * held.tempo
+    ctx.weights_equal = True if equal else False if overdue else None  # sealed weights apply an epoch later: no alarm before
     if equal and not me.applied:
         me.applied = True
         log.info("weights are applied, as read back at block %s", held.block)
     await ctx.store.record_on_chain(on_chain=shares(held.by_uid), equal=equal, block=held.block, age_blocks=held.age_blocks)
 
 
-async def _vector(ctx: Context) -> dict[str, float]:
-    """Scoring over confirmed rows; empty when nobody has scored."""
+async def _vector(ctx: Context) -> tuple[dict[str, float], str]:
+    """Scoring over confirmed rows, and why it pays nobody when it does."""
     from crusades.scoring import standings
 
     scored = [row for row in await ctx.store.scored() if not row.provisional]
     if not scored:
-        return {}
-    neurons = await ctx.chain.neurons()
+        return {}, NOTHING_SCORED
     owner = await ctx.chain.owner()
-    found = standings(scored, ctx.hparams.scoring, neurons, owner.uid)
-    return dict(found.weights) if found.leader is not None else {}
+    found = standings(scored, ctx.hparams.scoring, await ctx.chain.neurons(), owner.uid)
+    return dict(found.weights), "; ".join(found.reasons)
 
 
 def _rehearse(ctx: Context, me: _Setter, plan: WeightsPlan | None, held: OnChainWeights) -> None:

@@ -172,10 +172,11 @@ class FakeChain:
         self.sent = []
         self.refused = ()
         self.is_dev = True
+        self.genesis = "0xfake"
 
     async def check(self):
         await self._read()
-        return ChainFacts(network="dev", endpoint="ws://fake", genesis="0xfake", is_dev=True, spec_version=1, netuid=1, subnet_exists=True, head=self.head_now())
+        return ChainFacts(network="dev", endpoint="ws://fake", genesis=self.genesis, is_dev=True, spec_version=1, netuid=1, subnet_exists=True, head=self.head_now())
 
     async def heads(self):
         while True:

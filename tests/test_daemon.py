@@ -1,0 +1,457 @@
+"""The daemon's stories on the virtual clock: the real store, and stand-ins for chain, hosts and judge.
+
+The first story is the one to read: one submission's whole life. The others are what can go wrong in it.
+"""
+
+import msgspec
+import pytest
+import trio
+from daemon_house import House
+from fakes import FakeJudge, make_commitment, make_source
+
+from crusades.errors import ChainError, FetchFault, MustNotRestart, RefereeFault, StoreError
+from crusades.intake import FIRST_RETRY
+from crusades.nvml import Device
+from crusades.records import Finding, Reason, Stage, Status
+from crusades.validator import leaves
+
+
+@pytest.fixture
+async def house(tmp_path):
+    return House(tmp_path / "state")
+
+
+def commit(house, text, *, hotkey="5Miner2", uid=2, block=10, url=None):
+    """A submission on the chain with its file on a host; its id."""
+    source = make_source(text, url=url or f"https://files.example/{hotkey}/{block}.py")
+    house.serve_file(source)
+    row = make_commitment(hotkey, block, source, uid=uid)
+    house.chain.rows.append(row)
+    return row.submission_id
+
+
+async def test_one_submissions_whole_life(house, autojump_clock):
+    id_ = commit(house, "# mfu 41.5")
+    async with house.running():
+        detail = await house.until(id_)
+        with trio.fail_after(600):
+            while not house.chain.weights:
+                await trio.sleep(1)
+            await trio.sleep(60)
+        weights = await house.context.store.weights()
+    assert [step.status.value for step in detail.transitions] == ["revealed", "fetched", "checked", "queued", "running", "scored"]
+    assert detail.submission.score_mfu == 41.5
+    assert house.chain.weights == {2: 65535}
+    assert weights.equal is True
+    assert weights.on_chain == {2: 1.0}
+
+
+# ------------------------------------------------------------------------------------------------ the chain
+
+
+async def test_a_sealed_submission_is_shown_and_followed(house, autojump_clock):
+    source = make_source("# mfu 40")
+    house.serve_file(source)
+    sealed = make_commitment("5Miner2", 10, source, uid=2, state=Status.SEALED)
+    house.chain.rows.append(sealed)
+    async with house.running():
+        assert (await house.until(sealed.submission_id, Status.SEALED)).submission.url == ""
+        house.chain.rows[:] = [make_commitment("5Miner2", 10, source, uid=2)]
+        detail = await house.until(sealed.submission_id)
+    assert [step.status.value for step in detail.transitions][:2] == ["sealed", "revealed"]
+    assert detail.submission.status is Status.SCORED
+
+
+async def test_a_commitment_made_during_an_outage_is_not_lost(house, autojump_clock):
+    async with house.running():
+        await trio.sleep(30)
+        house.chain.failing = ChainError("the node is down")
+        id_ = commit(house, "# mfu 40")
+        await trio.sleep(300)
+        assert await house.context.store.submission(id_) is None
+        assert "chain" in house.context.board.problems
+        house.chain.failing = None
+        assert (await house.until(id_)).submission.status is Status.SCORED
+        await trio.sleep(30)
+        assert "chain" not in house.context.board.problems
+
+
+async def test_the_state_of_another_chain_is_refused(house, autojump_clock):
+    async with house.running():
+        await trio.sleep(20)
+    house.chain.genesis = "0xother"
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with house.running():
+            await trio.sleep(60)
+    assert [type(e) for e in leaves(caught.value)] == [StoreError]
+
+
+# ------------------------------------------------------------------------------------------------ fetching and checking
+
+
+async def test_a_host_that_is_down_is_asked_again_and_is_no_cheat(house, autojump_clock):
+    id_ = commit(house, "# mfu 40")
+    (url, source), = house.files.served.items()
+    house.files.served[url] = FetchFault("files.example answered 503")
+    async with house.running():
+        await trio.sleep(FIRST_RETRY * 5)
+        assert (await house.until(id_, Status.REVEALED)).submission.reason.code == 3001
+        house.files.served[url] = source
+        detail = await house.until(id_)
+    assert detail.submission.status is Status.SCORED
+    gaps = [b - a for (_, a), (_, b) in zip(house.files.asked, house.files.asked[1:], strict=False)]
+    assert gaps == pytest.approx(sorted(gaps), abs=1.0)  # back-off
+
+
+async def test_after_the_grace_window_it_is_final_also_across_a_restart(house, autojump_clock):
+    house.settings = msgspec.structs.replace(
+        house.settings, fetch=msgspec.structs.replace(house.settings.fetch, grace_hours=0.5))
+    id_ = commit(house, "# mfu 40")
+    house.files.served = dict.fromkeys(house.files.served, FetchFault("no route to files.example"))
+    async with house.running():
+        await trio.sleep(600)
+        assert (await house.until(id_, Status.REVEALED)).submission.status is Status.REVEALED
+        reason = (await house.until(id_, patience=7200)).submission.reason
+    assert reason.code == 1106
+    assert "no route" in reason.message
+
+
+async def test_a_wrong_file_is_rejected_with_the_fetchers_reason(house, autojump_clock):
+    id_ = commit(house, "# mfu 40")
+    house.files.served = dict.fromkeys(house.files.served, Reason(code=1104, stage=Stage.FETCH, message="another file"))
+    async with house.running():
+        assert (await house.until(id_)).submission.reason.code == 1104
+    assert house.judge.evaluated == []
+
+
+async def test_one_slow_host_does_not_hold_up_the_others(house, autojump_clock):
+    slow, quick = commit(house, "# mfu 40"), commit(house, "# mfu 41", hotkey="5Miner3", uid=3, block=11)
+    real = house.files.fetch
+
+    async def fetch(payload, settings):
+        if "5Miner2" in payload.url:
+            await trio.sleep(3000)
+        return await real(payload, settings)
+
+    house.parts["fetch"] = fetch
+    async with house.running():
+        assert (await house.until(quick, patience=600)).submission.status is Status.SCORED
+        assert (await house.until(slow, Status.REVEALED)).submission.status is Status.REVEALED
+
+
+async def test_a_broken_rule_is_final_before_anything_runs(house, autojump_clock):
+    id_ = commit(house, "import socket")
+    house.findings = [Finding(rule="R101", line=1, column=1, message="socket is not allowed", why="w", instead="i")]
+    async with house.running():
+        detail = await house.until(id_)
+    assert (detail.submission.status, detail.submission.reason.rule, house.judge.evaluated) == (Status.REJECTED, "R101", [])
+
+
+# ------------------------------------------------------------------------------------------------ copies
+
+
+async def test_the_later_commit_of_the_same_file_is_the_copy(house, autojump_clock):
+    original = commit(house, "# mfu 40", block=10, url="https://a.example/x")
+    copy = commit(house, "# mfu 40", hotkey="5Miner3", uid=3, block=12, url="https://b.example/x")
+    async with house.running():
+        assert (await house.until(original)).submission.status is Status.SCORED
+        reason = (await house.until(copy)).submission.reason
+    assert (reason.code, reason.measured) == (1005, original)
+    assert "block 10" in reason.message
+
+
+async def test_an_original_revealed_late_takes_the_score_back_from_its_copy(house, autojump_clock):
+    copy = commit(house, "# mfu 40\n# same program", hotkey="5Miner3", uid=3, block=12)
+    async with house.running():
+        assert (await house.until(copy)).submission.status is Status.SCORED
+        original = commit(house, "# mfu 40.0\n# same program", block=10)
+        assert (await house.until(original)).submission.status is Status.SCORED
+        assert (await house.until(copy, Status.REJECTED)).submission.reason.measured == original
+
+
+async def test_nobody_is_accused_when_the_direction_is_unknown(house, autojump_clock):
+    first = commit(house, "# mfu 40", block=10, url="https://a.example/x")
+    second = commit(house, "# mfu 40", hotkey="5Miner3", uid=3, block=10, url="https://b.example/x")
+    async with house.running():
+        for id_ in (first, second):
+            assert (await house.until(id_)).submission.status is Status.SCORED
+
+
+# ------------------------------------------------------------------------------------------------ judging
+
+
+async def test_order_of_service_is_commit_block_then_uid(house, autojump_clock):
+    late, b, a = commit(house, "# mfu 1", uid=2, block=11), commit(house, "# mfu 2", hotkey="5Miner7", uid=7), commit(house, "# mfu 3", hotkey="5Miner3", uid=3)
+    house.judge.seconds = 100.0  # all three are queued while the slot warms up
+    async with house.running():
+        for id_ in (late, b, a):
+            await house.until(id_)
+    assert [id_ for id_, _ in house.judge.evaluated] == [a, b, late]
+
+
+async def test_a_rejection_is_the_judges_verdict(house, autojump_clock):
+    id_ = commit(house, "# reject")
+    async with house.running():
+        detail = await house.until(id_)
+        await trio.sleep(120)
+    assert (detail.submission.status, detail.submission.reason.rule, detail.verdict.measured) == (Status.REJECTED, "gradient_error", 0.9)
+    assert house.chain.sent == []
+
+
+@pytest.mark.parametrize("kind", ["sandbox", "referee", "device"])
+async def test_a_fault_of_ours_is_tried_again_and_costs_the_miner_nothing(house, kind, autojump_clock):
+    id_ = commit(house, f"# mfu 40\n# fault {kind}")
+    async with house.running():
+        detail = await house.until(id_)
+    assert detail.submission.status is Status.SCORED
+    assert detail.submission.attempts == 2
+    codes = [step.reason.code for step in detail.transitions if step.reason]
+    assert codes == [{"sandbox": 2001, "referee": 2002, "device": 2003}[kind]]
+
+
+async def test_faults_without_end_make_it_faulted_and_never_rejected(house, autojump_clock):
+    id_ = commit(house, "# mfu 40\n# fault referee\n# times 99")
+    other = commit(house, "# mfu 41", hotkey="5Miner3", uid=3, block=11)
+    async with house.running():
+        detail = await house.until(id_)
+        assert (await house.until(other)).submission.status is Status.SCORED
+    assert (detail.submission.status, detail.submission.attempts) == (Status.FAULTED, 3)
+
+
+async def test_a_slot_whose_control_run_fails_leaves_service_and_returns(house, autojump_clock):
+    id_ = commit(house, "# mfu 40\n# fault device")
+    house.parts["control"] = make_source("baseline")
+    house.judge.control_passes = False
+    async with house.running() as ctx:
+        with trio.fail_after(600):
+            while ctx.board.slots.get("cpu") is None or ctx.board.slots["cpu"].state != "out of service":
+                await trio.sleep(0.1)
+        assert "baseline" in ctx.board.problems["slot cpu"]
+        assert (await house.until(id_, Status.QUEUED)).submission.reason.code == 2003
+        house.judge.control_passes = True
+        assert (await house.until(id_)).submission.status is Status.SCORED
+        assert "slot cpu" not in ctx.board.problems
+
+
+async def test_a_hostile_submission_cannot_take_a_slot_out_of_service(house, autojump_clock):
+    commit(house, "# mfu 40\n# fault device\n# times 99")
+    good = commit(house, "# mfu 41", hotkey="5Miner3", uid=3, block=11)
+    house.parts["control"] = make_source("baseline")
+    async with house.running() as ctx:
+        states = set()
+        while (await ctx.store.submission(good)) is None or not (await ctx.store.submission(good)).submission.status.final:
+            states.add(ctx.board.slots["cpu"].state if "cpu" in ctx.board.slots else "")
+            await trio.sleep(0.1)
+    assert "out of service" not in states
+
+
+async def test_breaking_every_card_it_gets_is_the_submissions_own_failure(house, autojump_clock):
+    id_ = commit(house, "# mfu 40\n# fault device\n# times 99")
+    two_cards(house)
+    async with house.running():
+        detail = await house.until(id_)
+    assert (detail.submission.status, detail.submission.reason.code, detail.submission.attempts) == (Status.REJECTED, 1308, 2)
+
+
+def two_cards(house, present=("0", "1")):
+    """A machine with cards and a profile that wants them; a judge per card."""
+    profile = msgspec.structs.replace(house.settings.profile("tiny"), device="cuda")
+    house.settings = msgspec.structs.replace(house.settings, profiles={**house.settings.profiles, "tiny": profile})
+    judges = {}
+
+    def open_slot(config):
+        judge = judges.setdefault(config.name, FakeJudge(name=config.name, faults_left=house.judge.faults_left, evaluated=house.judge.evaluated))
+        return judge.opener()(config)
+
+    house.cards = list(present)
+    house.parts |= {"open_slot": open_slot, "control": make_source("baseline"),
+                    "devices": lambda: tuple(Device(index=int(n), name="Fake", uuid=f"GPU-{n}", memory_bytes=1) for n in house.cards)}
+
+
+async def test_slots_work_side_by_side(house, autojump_clock):
+    two_cards(house)
+    ids = [commit(house, f"# mfu 4{n}", hotkey=f"5Miner{n}", uid=n) for n in (2, 3)]
+    async with house.running() as ctx:
+        with trio.fail_after(600):
+            while sum(view.state == "running" for view in ctx.board.slots.values()) < 2:
+                await trio.sleep(0.1)
+        for id_ in ids:
+            assert (await house.until(id_)).submission.status is Status.SCORED
+
+
+async def test_a_card_that_goes_and_comes_back(house, autojump_clock):
+    two_cards(house, present=["0"])
+    async with house.running() as ctx:
+        await trio.sleep(30)
+        hung = commit(house, "# hang")
+        await house.until(hung, Status.RUNNING)
+        house.cards.clear()
+        assert (await house.until(hung, Status.QUEUED)).submission.reason.code == 2005
+        assert ctx.board.slots == {}
+        assert "devices" in ctx.board.problems
+        house.cards.append("1")
+        await house.until(hung, Status.RUNNING)
+        assert list(ctx.board.slots) == ["cuda:1"]
+        assert "devices" not in ctx.board.problems
+
+
+async def test_a_machine_without_the_card_its_profile_needs_says_so_and_runs_nothing(house, autojump_clock):
+    two_cards(house, present=[])
+    id_ = commit(house, "# mfu 40")
+    async with house.running() as ctx:
+        await house.until(id_, Status.QUEUED)
+        assert "nvidia-smi" in ctx.board.problems["devices"]
+        assert not ctx.board.is_ready
+
+
+async def test_a_judge_that_cannot_be_opened_is_tried_again(house, autojump_clock):
+    house.judge.broken = [RefereeFault("the model does not load")] * 2
+    id_ = commit(house, "# mfu 40")
+    async with house.running():
+        assert (await house.until(id_)).submission.status is Status.SCORED
+    assert house.judge.opened == 3
+
+
+# ------------------------------------------------------------------------------------------------ stopping and starting
+
+
+async def test_a_staged_stop_ends_the_run_keeps_it_and_goes_on_after_the_restart(house, autojump_clock):
+    id_ = commit(house, "# mfu 40")
+    house.judge.seconds = 5.0
+    async with house.running() as ctx:
+        await house.until(id_, Status.RUNNING)
+        while len(await ctx.store.runs(id_)) < 2:
+            await trio.sleep(0.1)
+        await trio.sleep(1.0)
+    async with house.running() as ctx:
+        assert len([run for run in await ctx.store.runs(id_) if run.scored]) == 2  # the run that was under way was ended and kept
+        detail = await house.until(id_)
+    assert detail.submission.status is Status.SCORED
+    assert [kept for _, kept in house.judge.evaluated] == [0, 2]
+    assert [run.index for run in detail.verdict.runs if run.scored] == [1, 2, 3]
+    assert [step.reason.code for step in detail.transitions if step.reason] == [2005]
+
+
+async def test_an_evaluation_that_does_not_end_gets_the_grace_and_no_more(tmp_path, autojump_clock):
+    house = House(tmp_path / "state", shutdown_grace=20.0)
+    id_ = commit(house, "# hang")
+    async with house.running():
+        await house.until(id_, Status.RUNNING)
+        asked = trio.current_time()
+    assert trio.current_time() - asked == pytest.approx(20.0, abs=2.0)
+    async with house.running():
+        assert (await house.until(id_, Status.RUNNING)).submission.attempts == 2
+
+
+async def test_an_idle_daemon_stops_at_once(house, autojump_clock):
+    async with house.running():
+        await trio.sleep(60)
+        asked = trio.current_time()
+    assert trio.current_time() - asked < 2.0
+
+
+# ------------------------------------------------------------------------------------------------ weights
+
+
+async def weights_set(house, vector, patience=3600):
+    with trio.fail_after(patience):
+        while house.chain.weights != vector:
+            await trio.sleep(1)
+
+
+async def test_a_new_leader_gets_the_weights(house, autojump_clock):
+    commit(house, "# mfu 40")
+    async with house.running():
+        await weights_set(house, {2: 65535})
+        commit(house, "# mfu 45", hotkey="5Miner3", uid=3, block=40)
+        await weights_set(house, {3: 65535})
+
+
+async def test_weights_are_refreshed_each_tempo_and_not_each_block(house, autojump_clock):
+    commit(house, "# mfu 40")
+    async with house.running():
+        await weights_set(house, {2: 65535})
+        begun = house.chain.block
+        await trio.sleep(100 * house.chain.block_seconds)
+        blocks = house.chain.block - begun
+    assert len(house.chain.sent) == pytest.approx(blocks / house.chain.tempo, abs=1.5)
+
+
+async def test_an_unconfirmed_leader_gets_nothing(house, autojump_clock):
+    house.chain.lag = 10_000
+    id_ = commit(house, "# mfu 40")
+    async with house.running() as ctx:
+        assert (await house.until(id_)).submission.provisional
+        await trio.sleep(600)
+        assert ctx.board.weights_held
+    assert house.chain.sent == []
+
+
+async def test_a_lost_disk_holds_weights_until_a_person_accepts_it(house, autojump_clock):
+    house.chain.weights, house.chain.last_update = {5: 65535}, 7
+    commit(house, "# mfu 40")
+    async with house.running() as ctx:
+        await trio.sleep(600)
+        assert "--accept-empty-state" in ctx.board.problems["weights"]
+    assert house.chain.sent == []
+    house.extra["accept_empty_state"] = True
+    async with house.running():
+        await weights_set(house, {2: 65535})
+
+
+async def test_another_process_with_our_hotkey_stops_us_for_good(house, autojump_clock):
+    commit(house, "# mfu 40")
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with house.running():
+            await weights_set(house, {2: 65535})
+            await trio.sleep(30 * house.chain.block_seconds)
+            house.chain.last_update = house.chain.block + 100  # beyond every window of ours
+            house.chain.block += 101
+            await trio.sleep(600)
+    assert [type(e) for e in leaves(caught.value)] == [MustNotRestart]
+
+
+async def test_after_a_restart_our_own_weights_are_no_doppelganger(house, autojump_clock):
+    commit(house, "# mfu 40")
+    async with house.running():
+        await weights_set(house, {2: 65535})
+    sent = len(house.chain.sent)
+    async with house.running() as ctx:
+        await trio.sleep(60 * house.chain.block_seconds)
+        assert ctx.board.problems == {}
+    assert len(house.chain.sent) > sent
+
+
+async def test_a_refused_vector_is_held_with_the_chains_reason(house, autojump_clock):
+    house.chain.refused = ("uid 1 holds no validator permit",)
+    commit(house, "# mfu 40")
+    async with house.running() as ctx:
+        await trio.sleep(900)
+        assert "no validator permit" in ctx.board.problems["weights"]
+    assert house.chain.sent == []
+
+
+# ------------------------------------------------------------------------------------------------ telling
+
+
+async def test_it_is_ready_when_everything_is_and_says_what_it_waits_for(house, autojump_clock):
+    house.chain.failing = ChainError("the node is down")
+    async with house.running() as ctx:
+        await trio.sleep(60)
+        assert not ctx.board.is_ready
+        assert ctx.board.ready["chain"] != "ready"
+        house.chain.failing = None
+        with trio.fail_after(300):
+            while not ctx.board.is_ready:
+                await trio.sleep(1)
+
+
+async def test_viewers_hear_of_slots_and_blocks(house, autojump_clock):
+    id_ = commit(house, "# mfu 40")
+    async with house.running() as ctx:
+        await house.until(id_)
+        await trio.sleep(1)
+        events = await ctx.store.events_since(0, 1000)
+    states = [event.data["state"] for event in events if event.kind == "slot"]
+    assert {"warming", "idle", "running"} <= set(states)
+    assert [event for event in events if event.kind == "block"]
