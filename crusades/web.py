@@ -276,7 +276,7 @@ def _health(app: Application, board: Board, metrics: Callable[[], bytes] | None)
         if status == 200:
             return _json(encode({"ready": True}))
         waiting = "; ".join(f"{name}: {word}" for name, word in sorted(board.ready.items()) if word != "ready")
-        raise Refused(503, "not_ready", waiting or "nothing has reported yet")
+        raise Refused(503, "not_ready", f"{waiting or 'nothing has reported yet'}.")
 
     @app.get("/metrics")
     async def prometheus() -> Response:

@@ -68,9 +68,9 @@ class Client:
             self._events.append(text)
         self._wake.set()
 
-    def put_section(self, name: str, text: str) -> None:
-        """Replace what waits of a section: only the newest matters."""
-        self._sections[name] = text
+    def put_sections(self, sections: dict[str, str]) -> None:
+        """Replace what waits of these sections: only the newest matters."""
+        self._sections |= sections
         self._wake.set()
 
     def start_over(self) -> None:
@@ -116,6 +116,7 @@ class Hub:
         self._sent: dict[str, str] = {}
         self.seq = store.last_seq
         """The last event given to clients."""
+        self.running = False
         self.closing = False
 
     def __repr__(self) -> str:
@@ -131,6 +132,7 @@ class Hub:
         async with trio.open_nursery() as nursery:
             await nursery.start(self._follow_store)
             nursery.start_soon(self._follow_board)
+            self.running = True
             task_status.started()
 
     def close(self) -> None:
@@ -186,7 +188,7 @@ class Hub:
         }
 
     async def _follow_board(self) -> None:
-        versions: dict[str, Hashable] = {}
+        seen: Hashable = None
         silent = 0.0
         while True:
             await trio.sleep(TICK)
@@ -195,16 +197,20 @@ class Hub:
                 self._sent.clear()
                 continue
             await self._views.changes.catch_up()
+            changed = {}
             for name, (version, make) in self._sections().items():
-                if name == "overview" and version == versions.get(name) and silent < HEARTBEAT:
+                if name == "overview" and version == seen and silent < HEARTBEAT:
                     continue  # its clock alone is no news
                 text = (await make()).body.decode()
-                if self._sent.get(name) != text:
-                    self._sent[name] = text
-                    versions[name] = version
-                    silent = 0.0
-                    for client in self._clients:
-                        client.put_section(name, text)
+                if name == "overview":
+                    seen = version
+                if self._sent.get(name) != text or (name == "overview" and silent >= HEARTBEAT):
+                    changed[name] = text
+            if changed:
+                silent = 0.0
+                self._sent |= changed
+                for client in self._clients:
+                    client.put_sections(changed)
 
     async def _snapshot(self, seq: int) -> str:
         sections = {name: (await make()).body.decode() for name, (_, make) in self._sections().items()}
@@ -255,8 +261,7 @@ class Hub:
             missed = await self._store.events_since(since, self._client_queue) if since < start else []
             missed = [event for event in missed if event.seq <= start]
             if [event.seq for event in missed] == list(range(since + 1, start + 1)):
-                for name, (_, make) in self._sections().items():
-                    client.put_section(name, (await make()).body.decode())
+                client.put_sections({name: (await make()).body.decode() for name, (_, make) in self._sections().items()})
                 frames = [f'{{"type":"resumed","seq":{since}}}']
                 return [*frames, '{"type":"events","events":[' + ",".join(map(encode_event, missed)) + "]}"] if missed else frames
         return [await self._snapshot(start)]

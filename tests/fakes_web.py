@@ -283,7 +283,7 @@ def filled_store():
             row = submission(n, Status.REJECTED, reason=RULE_REASON)
         elif n == 20:
             row = submission(n, Status.REJECTED, reason=COPY_REASON)
-        elif n == 27:
+        elif n == 28:
             row = submission(n, Status.FAULTED, reason=FAULT_REASON, attempts=3)
         else:
             climb += rng.choice([0, 0.1, 0.9, 1.6]) * (58 - climb) / 10
