@@ -105,8 +105,7 @@ MIGRATIONS: tuple[Migration, ...] = (
 
 async def connect(path: Path, *, read_only: bool = False) -> aiosqlite.Connection:
     """A connection of ours: autocommit (transactions are explicit), WAL, foreign keys, durable commits."""
-    if not path.exists():
-        path.touch(mode=0o600)  # SQLite would ask the umask; its log files take the mode of this one
+    _make_private(path)
     connection = aiosqlite.connect(path, isolation_level=None)
     connection._thread.daemon = True  # a process that must end may not wait for a disk that hangs
     db = await connection
@@ -123,6 +122,11 @@ async def connect(path: Path, *, read_only: bool = False) -> aiosqlite.Connectio
         await db.close()
         raise
     return db
+
+
+def _make_private(path: Path) -> None:
+    if not path.exists():
+        path.touch(mode=0o600)  # SQLite would ask the umask; its log files take the mode of this one
 
 
 async def prepare(db: aiosqlite.Connection, state_dir: Path, migrations: Sequence[Migration] | None = None) -> None:

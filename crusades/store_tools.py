@@ -202,7 +202,8 @@ def _sync(path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """`crusades store …`: 0 done, 1 problems found by `verify`. Errors are raised as CrusadesErrors."""
     arguments = _parser().parse_args(argv)
-    state_dir = arguments.state_dir or default_state_dir()
+    named = arguments.file if arguments.what == "verify" else None
+    state_dir = arguments.state_dir or named or default_state_dir()
     words, details = _do(arguments, state_dir)
     print(json.dumps(details, indent=2) if arguments.json else words)
     return 1 if details.get("problems") else 0
@@ -224,8 +225,9 @@ def _do(arguments: argparse.Namespace, state_dir: Path) -> tuple[str, dict[str, 
             got = run_import(arguments.file, state_dir)
             return f"imported {got.added} submissions into {state_dir}; {got.kept} were there already", {"added": got.added, "kept": got.kept}
         case _:
-            found = run_verify(arguments.file or state_dir)
-            return "\n".join(found) or f"{arguments.file or state_dir} is sound", {"problems": found}
+            path = arguments.file or state_dir
+            found = run_verify(path)
+            return "\n".join(found) or f"{path} is sound", {"problems": found}
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -200,8 +200,7 @@ async def test_a_full_disk_is_a_clear_error_and_nothing_is_lost(tmp_path):
 
         await limit(1)  # SQLite says the same when the disk is full
         with pytest.raises(StoreError, match=r"full.*free space"):
-            for number in range(100):
-                await store.save_source(id_, source(os.urandom(3000).hex() + str(number)))
+            await store.save_source(id_, source(os.urandom(200_000).hex()))
         await limit(1_000_000)
         assert (await store.submission(id_)).submission.status is S.RUNNING
         assert await store.finish(id_, accepted())
