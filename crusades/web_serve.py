@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
@@ -46,19 +47,10 @@ async def serve(app: Served, listen: str, *, shutdown: Callable[[], Awaitable[An
     After `shutdown`, requests in flight get `grace` seconds; websockets are closed at once. Errors: ConfigError when the
     address cannot be bound. An error of the live hub leaves this function: a dashboard that stands still is worse than none.
     """
-    config = Config()
-    config.bind = [listen]
-    config.accesslog = None
-    config.errorlog = logging.getLogger("crusades.web.server")
-    config.include_server_header = False
-    config.graceful_timeout = grace
-    config.keep_alive_max_requests = 100_000
-    config.websocket_ping_interval = 20.0
-    config.websocket_max_message_size = 1024
-    config.h11_max_incomplete_size = 8192
+    number = (await _bound(listen)).detach()
+    config = _settings(number, grace)
     setattr(ws_stream, "PerMessageDeflate", _NoCompression)  # noqa: B010 - a private name of that module
     _raise_descriptor_limit()
-    bound = trio.Event()
     async with trio.open_nursery() as nursery:
         await nursery.start(app.hub.run)
 
@@ -69,19 +61,49 @@ async def serve(app: Served, listen: str, *, shutdown: Callable[[], Awaitable[An
                 await shutdown()
             app.hub.close()
 
-        async def started(*, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED) -> None:
-            try:
-                await hypercorn_serve(app, config, shutdown_trigger=stop, mode="asgi", task_status=task_status)
-            except* OSError as group:
-                if bound.is_set():
-                    raise
-                raise ConfigError(f"cannot listen on {listen}: {group.exceptions[0]}; choose another address with --web HOST:PORT") from group
+        async def serve_to_the_end(*, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED) -> None:
+            await hypercorn_serve(app, config, shutdown_trigger=stop, mode="asgi", task_status=task_status)
             nursery.cancel_scope.cancel()
 
-        binds = await nursery.start(started)
-        bound.set()
+        binds = await nursery.start(serve_to_the_end)
+        os.set_inheritable(number, False)  # hypercorn makes it inheritable for workers; ours would be submissions
         log.info("the web page is at %s", binds[0])
         task_status.started(binds[0])
+
+
+async def _bound(listen: str) -> trio.socket.SocketType:
+    """A bound socket. ConfigError with what to do."""
+    host, colon, port = listen.rpartition(":")
+    try:
+        if not colon or not port.isdecimal() or int(port) > 65_535:
+            raise OSError(f"{port or 'nothing'!r} is no port")
+        family, kind, protocol, _, address = (await trio.socket.getaddrinfo(host.strip("[]"), int(port), type=trio.socket.SOCK_STREAM, flags=trio.socket.AI_PASSIVE))[0]
+        bound = trio.socket.socket(family, kind, protocol)
+        try:
+            bound.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEADDR, 1)
+            await bound.bind(address)
+        except BaseException:
+            bound.close()
+            raise
+    except (OSError, UnicodeError) as error:
+        words = getattr(error, "strerror", None) or error
+        raise ConfigError(f"the web server cannot listen on {listen!r} ({words}): choose another address with --web HOST:PORT") from error
+    return bound
+
+
+def _settings(number: int, grace: float) -> Config:
+    """hypercorn takes the socket over by its file descriptor's number."""
+    config = Config()
+    config.bind = [f"fd://{number}"]
+    config.accesslog = None
+    config.errorlog = logging.getLogger("crusades.web.server")
+    config.include_server_header = False
+    config.graceful_timeout = grace
+    config.keep_alive_max_requests = 100_000
+    config.websocket_ping_interval = 20.0
+    config.websocket_max_message_size = 1024
+    config.h11_max_incomplete_size = 8192
+    return config
 
 
 def _raise_descriptor_limit() -> None:

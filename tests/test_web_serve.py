@@ -1,0 +1,88 @@
+"""The application on a real port: hypercorn's trio worker, a browser's handshake, shutdown, an address that is taken."""
+
+import contextlib
+import functools
+import os
+import socket
+
+import httpx
+import msgspec
+import pytest
+import trio
+from trio_websocket import ConnectionClosed, open_websocket_url
+from web_kit import make
+
+from crusades.errors import ConfigError
+from crusades.web import serve
+
+
+async def read_to_the_end(live):
+    while True:
+        await live.get_message()
+
+
+async def test_pages_json_and_live_over_one_port(nursery):
+    app, store, _ = make()
+    base = await nursery.start(functools.partial(serve, app, "127.0.0.1:0"))
+    async with httpx.AsyncClient(base_url=base, trust_env=False) as client:
+        page = await client.get("/")
+        assert page.status_code == 200
+        assert page.headers["content-type"].startswith("text/html")
+        assert "server" not in page.headers
+        assert (await client.get("/api/v1/overview")).json()["netuid"] == 3
+    async with open_websocket_url(f"{base.replace('http', 'ws')}/api/v1/live", extra_headers=[(b"sec-websocket-extensions", b"permessage-deflate")]) as live:
+        assert not any(name == b"sec-websocket-extensions" for name, _ in live.handshake_headers)
+        assert msgspec.json.decode(await live.get_message())["seq"] == store.last_seq
+    nursery.cancel_scope.cancel()
+
+
+async def test_shutdown_lets_clients_go_and_returns(nursery):
+    app, _, _ = make()
+    stop, stopped = trio.Event(), trio.Event()
+
+    async def run(*, task_status):
+        await serve(app, "127.0.0.1:0", shutdown=stop.wait, task_status=task_status)
+        stopped.set()
+
+    base = await nursery.start(run)
+    async with open_websocket_url(f"{base.replace('http', 'ws')}/api/v1/live") as live:
+        await live.get_message()
+        stop.set()
+        with pytest.raises(ConnectionClosed) as goodbye:
+            await read_to_the_end(live)
+        assert goodbye.value.reason.code == 1001
+    with trio.fail_after(10):
+        await stopped.wait()
+
+
+async def test_an_address_that_is_taken_is_the_operators_error():
+    app, _, _ = make()
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match="--web"):
+        await serve(app, f"127.0.0.1:{taken.getsockname()[1]}")
+
+
+@pytest.mark.parametrize("listen", ["nowhere.invalid:0", "127.0.0.1:99999", "127.0.0.1:http"])
+async def test_an_address_that_is_none_is_the_operators_error(listen):
+    app, _, _ = make()
+    with pytest.raises(ConfigError):
+        await serve(app, listen)
+
+
+async def test_the_listening_socket_is_not_inherited(nursery):
+    """Whoever is spawned from this process runs foreign code: it must not be able to answer for us."""
+    app, _, _ = make()
+    before = listening()
+    await nursery.start(functools.partial(serve, app, "127.0.0.1:0"))
+    (number,) = listening() - before
+    assert not os.get_inheritable(number)
+    nursery.cancel_scope.cancel()
+
+
+def listening():
+    """Numbers of our file descriptors that are listening sockets."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(name))) as copy:
+            if copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                found.add(int(name))
+    return found
