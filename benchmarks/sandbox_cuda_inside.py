@@ -43,7 +43,8 @@ def stage_matmul():
 def stage_ipc():
     """Open the parent's buffer, see its sevens, leave eights."""
     torch = state["torch"]
-    path = next(line.split()[-1] for line in open("/proc/self/maps") if "libcudart" in line)
+    with open("/proc/self/maps") as maps:
+        path = next(line.split()[-1] for line in maps if "libcudart" in line)
     runtime = ctypes.CDLL(path)
 
     class Handle(ctypes.Structure):
@@ -55,9 +56,10 @@ def stage_ipc():
     assert code == 0, f"cudaIpcOpenMemHandle: {code}"
 
     class View:
-        __cuda_array_interface__ = {"shape": (MIB,), "typestr": "|u1", "data": (pointer.value, False), "version": 3}
+        def __init__(self, address):
+            self.__cuda_array_interface__ = {"shape": (MIB,), "typestr": "|u1", "data": (address, False), "version": 3}
 
-    shared = torch.as_tensor(View(), device="cuda")
+    shared = torch.as_tensor(View(pointer.value), device="cuda")
     seen = int(shared[123])
     shared.fill_(8)
     torch.cuda.synchronize()

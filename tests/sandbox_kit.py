@@ -23,6 +23,7 @@ SMALL = hparams.Sandbox(memory_bytes=192 * MIB, max_processes=64, tmp_bytes=32 *
 """Small enough that every bomb goes off within a second."""
 PRELUDE = """
 import sys, os, json, errno, ctypes, signal, socket
+assert os.getpid() == 2, "not in a PID namespace: what follows could hurt the machine"
 sys.path.insert(0, "/inside/guard")
 import limits
 REPORT = limits.apply()

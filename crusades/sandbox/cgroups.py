@@ -22,6 +22,8 @@ from crusades.sandbox.policy import Limits
 
 PREFIX = "crusades-box-"
 NEEDED = ("memory", "pids")
+LEAF = "daemon"
+"""The group that this process moves into, below a group that is delegated to it."""
 _CPU_SHARES_OF_100 = 1024
 _serial = itertools.count()
 
@@ -196,52 +198,71 @@ def _detect_v1(root: Path, own: dict[str, str]) -> Hierarchy:
 
 
 def _detect_v2(root: Path, path: str) -> Hierarchy:
-    """Our own group if its controllers can be handed down, else its parent (when a service manager put us into a leaf)."""
+    """Our own group; its parent when we sit in the leaf that `enter_leaf` made; or, for root on a machine that it rules, the top.
+
+    A group that holds processes cannot hand controllers down; the machine's topmost group is exempt from that.
+    """
     own = root / path.lstrip("/")
     own = own if own.is_dir() else root
+    bases = [own, *([own.parent] if own.name == LEAF and own != root else []), root]
     why = ""
-    for base in (own, own.parent) if own != root else (own,):
-        enabled = set(_read(base / "cgroup.subtree_control").split())
-        missing = [name for name in (*NEEDED, "cpu") if name in _read(base / "cgroup.controllers").split() and name not in enabled]
-        try:
-            if missing:
-                _write(base / "cgroup.subtree_control", " ".join(f"+{name}" for name in missing))
-        except OSError as error:
-            why = why or f"the controllers {', '.join(missing)} of {base} cannot be handed down: {error.strerror}"
-            continue
-        enabled |= set(missing)
-        if not set(NEEDED) <= enabled:
-            why = why or f"{base} has no {' and '.join(n for n in NEEDED if n not in enabled)} controller"
-        elif problem := _cannot_make(base):
-            why = why or problem
-        else:
-            return Hierarchy("v2", {name: base for name in (*NEEDED, "cpu") if name in enabled})
+    for base in dict.fromkeys(bases):
+        found = _hand_down(base)
+        if isinstance(found, Hierarchy):
+            return found
+        why = why or found
     return Hierarchy("none", {}, why)
 
 
-def enter_leaf(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> bool:
-    """Version 2 only: move this process into a leaf `daemon` of its own group, so that the group may hand controllers down.
+def _hand_down(base: Path) -> Hierarchy | str:
+    """Enable the controllers for groups below `base`; or why that does not work."""
+    enabled = set(_read(base / "cgroup.subtree_control").split())
+    missing = [name for name in (*NEEDED, "cpu") if name in _read(base / "cgroup.controllers").split() and name not in enabled]
+    try:
+        if missing:
+            _write(base / "cgroup.subtree_control", " ".join(f"+{name}" for name in missing))
+    except OSError as error:
+        if not set(NEEDED) <= enabled:
+            return f"the controllers {', '.join(missing)} of {base} cannot be handed down: {error.strerror}"
+        missing = []
+    enabled |= set(missing)
+    if not set(NEEDED) <= enabled:
+        return f"{base} has no {' and '.join(name for name in NEEDED if name not in enabled)} controller"
+    return _cannot_make(base) or Hierarchy("v2", {name: base for name in (*NEEDED, "cpu") if name in enabled})
 
-    A group with processes of its own cannot (the kernel's "no internal processes" rule). Call it once, early, when alone
-    in a delegated group (systemd `Delegate=yes`). Returns whether version 2 groups can be made now.
+
+def enter_leaf(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> bool:
+    """Version 2 only: move this process into a leaf of its own group, so that the group may hand controllers down.
+
+    A group with processes of its own cannot (the kernel's "no internal processes" rule). Done only when the group is a
+    container's, or holds nobody but this process and its children (systemd `Delegate=yes`); a login session is left alone.
+    Call it once, early. Returns whether version 2 groups can be made now.
     """
     own = _membership(membership)
     base = root / own.get("", "/").lstrip("/")
     if "" not in own or not (base / "cgroup.controllers").exists():
         return False
-    if _detect_v2(root, own[""]).complete:
-        return True
-    if own[""] == "/":
-        return False  # the whole machine's group is not ours to rearrange
-    leaf = base / "daemon"
-    try:
-        leaf.mkdir(exist_ok=True)
-        for pid in _read(base / "cgroup.procs").split():
-            _write(leaf / "cgroup.procs", pid)
-    except OSError:
-        return False
+    contained = own[""] == "/" and (base / "cgroup.type").exists()  # only the machine's own top lacks that file
+    pids = _read(base / "cgroup.procs").split()
+    if base.name != LEAF and pids and (contained or all(_is_ours(int(pid)) for pid in pids)):
+        with contextlib.suppress(OSError):
+            (base / LEAF).mkdir(exist_ok=True)
+            for pid in pids:
+                _write(base / LEAF / "cgroup.procs", pid)
     hierarchy.cache_clear()
     return detect(root, membership).version == "v2"
+
+
+def _is_ours(pid: int) -> bool:
+    """This process or one below it."""
+    for _ in range(64):
+        if pid == os.getpid():
+            return True
+        stat = _read(Path(f"/proc/{pid}/stat"))
+        pid = int(stat.rpartition(")")[2].split()[1]) if stat else 0
+        if pid <= 1:
+            return False
+    return False
 
 
 def _membership(path: Path) -> dict[str, str]:

@@ -11,7 +11,7 @@ from crusades.sandbox.seccomp import GROUPS
 pytestmark = [pytest.mark.kernel, needs_sandbox, pytest.mark.skipif(platform.machine() != "x86_64", reason="numbers of x86-64")]
 
 KILLED = {
-    "ptrace attach": "101, 16, 1, 0, 0", "ptrace traceme": "101, 0, 0, 0, 0", "process_vm_readv": "310, 1, 0, 0, 0, 0, 0", "process_vm_writev": "311, 1, 0, 0, 0, 0, 0",
+    "ptrace": "101, 17, 0, 0, 0", "process_vm_readv": "310, 1, 0, 0, 0, 0, 0", "process_vm_writev": "311, 1, 0, 0, 0, 0, 0",
     "kcmp": "312, 1, 1, 0, 0, 0", "pidfd_getfd": "438, -1, 0, 0", "process_madvise": "440, -1, 0, 0, 0, 0", "mount": "165, 0, 0, 0, 0, 0", "umount2": "166, 0, 0",
     "pivot_root": "155, 0, 0", "chroot": "161, 0", "open_tree": "428, -1, 0, 0", "move_mount": "429, -1, 0, -1, 0, 0", "fsopen": "430, 0, 0",
     "mount_setattr": "442, -1, 0, 0, 0, 0", "unshare": "272, 0x10000000", "unshare nothing": "272, 0", "setns": "308, -1, 0", "bpf": "321, 0, 0, 0",

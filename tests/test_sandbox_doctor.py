@@ -1,0 +1,163 @@
+"""The doctor on this machine, and on one with each wall taken away."""
+
+import json
+import sys
+
+import pytest
+from msgspec.structs import replace
+from sandbox_kit import needs_sandbox
+
+from crusades import hparams
+from crusades.sandbox import cgroups, doctor, launch
+from crusades.sandbox.doctor import Check
+from crusades.sandbox.policy import Mount, contestant_policy
+
+kernel = pytest.mark.kernel
+
+
+@pytest.fixture
+def policy():
+    return contestant_policy(hparams.Sandbox())
+
+
+async def probed(policy, name: str) -> Check:
+    return next(check for check in await doctor._probe(policy) if check.name == name)
+
+
+def without(monkeypatch, *words: str, instead: tuple[str, ...] = ()) -> None:
+    """Take a run of words out of bubblewrap's command line."""
+    real = launch.command
+
+    def command(*positional, **named):
+        line = real(*positional, **named)
+        at = next(i for i in range(len(line)) if line[i : i + len(words)] == list(words))
+        return [*line[:at], *instead, *line[at + len(words) :]]
+
+    monkeypatch.setattr(launch, "command", command)
+
+
+@kernel
+@needs_sandbox
+async def test_every_mandatory_wall_stands_here():
+    assert [f"{c.name}: {c.message}" for c in await doctor.examine() if c.mandatory and not c.ok] == []
+
+
+@kernel
+@needs_sandbox
+@pytest.mark.parametrize(("wall", "words", "instead"), [
+    ("network", ("--unshare-all",), ("--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup")),
+    ("pid namespace", ("--unshare-all",), ("--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup")),
+    ("uts namespace", ("--hostname", "sandbox"), ()),
+    ("capabilities", ("--cap-drop", "ALL"), ("--cap-add", "ALL")),
+    ("identity", ("--uid", "65534"), ("--uid", "0")),
+    ("read-only tree", ("--remount-ro", "/"), ()),
+    ("read-only tree", ("--remount-ro", "/dev"), ()),
+    ("environment", ("--clearenv",), ("--setenv", "WALLET_PASSWORD", "x")),
+])  # fmt: skip
+async def test_a_wall_taken_away_is_noticed(wall, words, instead, policy, monkeypatch):
+    without(monkeypatch, *words, instead=instead)
+    check = await probed(policy, wall)
+    assert not check.ok, check.message
+    assert check.fix
+
+
+@kernel
+@needs_sandbox
+@pytest.mark.parametrize(("wall", "calls"), [
+    ("system calls", ("bpf",)), ("system calls", ("io_uring_setup",)), ("system calls", ("ptrace",)), ("network", ("socket",)), ("nested namespaces", ("clone3",)),
+])  # fmt: skip
+async def test_a_hole_in_the_filter_is_noticed(wall, calls, policy):
+    assert not (await probed(replace(policy, extra_calls=calls), wall)).ok
+
+
+@kernel
+@needs_sandbox
+@pytest.mark.parametrize(("wall", "mount"), [
+    ("host files", Mount("/etc/hostname", "a hole", "/etc/passwd")),
+    ("devices", Mount("/dev/tty9", "a hole", "/dev/null", "device")),
+    ("read-only tree", Mount("/etc", "a hole", kind="tmpfs", size=4096)),
+])  # fmt: skip
+async def test_a_mount_too_many_is_noticed(wall, mount, policy):
+    assert not (await probed(replace(policy, mounts=(*policy.mounts, mount)), wall)).ok
+
+
+@kernel
+@needs_sandbox
+async def test_a_compiler_that_is_missing_is_advice_not_a_wall(policy):
+    check = await probed(replace(policy, mounts=tuple(m for m in policy.mounts if "g++" not in m.inside)), "compiler")
+    assert (check.ok, check.mandatory) == (False, False)
+    assert "apt install g++" in check.fix
+
+
+@kernel
+@needs_sandbox
+async def test_namespaces_that_nest_are_noticed_behind_the_filter(policy, monkeypatch):
+    without(monkeypatch, "--disable-userns")
+    assert not (await doctor._nested(policy)).ok
+
+
+@kernel
+@needs_sandbox
+async def test_limits_that_do_not_bind_are_noticed(policy, monkeypatch):
+    monkeypatch.setattr(doctor, "_with_limits", lambda policy, **_: policy)
+    assert not (await doctor._memory(policy)).ok
+    assert not (await doctor._processes(policy)).ok
+
+
+async def test_without_bubblewrap_the_fix_is_to_install_it(monkeypatch):
+    monkeypatch.setenv("CRUSADES_BWRAP", "/no/such/bwrap")
+    checks = {check.name: check for check in await doctor.examine()}
+    assert not checks["bubblewrap"].ok
+    assert "apt install bubblewrap" in checks["bubblewrap"].fix
+    assert checks["sandbox"].level == 2
+
+
+async def test_an_old_bubblewrap_is_named(monkeypatch, tmp_path):
+    old = tmp_path / "bwrap"
+    old.write_text("#!/bin/sh\necho bubblewrap 0.4.1\n")
+    old.chmod(0o755)
+    monkeypatch.setenv("CRUSADES_BWRAP", str(old))
+    check = doctor._bubblewrap()
+    assert not check.ok
+    assert "0.8 or later" in check.fix
+
+
+def test_an_old_kernel_is_named(monkeypatch):
+    monkeypatch.setattr(doctor.platform, "release", lambda: "4.19.0-27-amd64")
+    assert not next(check for check in doctor.host_checks() if check.name == "kernel").ok
+
+
+def test_missing_cgroups_are_mandatory_for_root_alone(monkeypatch):
+    monkeypatch.setattr(cgroups, "hierarchy", lambda: cgroups.Hierarchy("none", {}, "nothing is delegated"))
+    levels = []
+    for root in (True, False):
+        monkeypatch.setattr(doctor.host, "is_root", lambda root=root: root)
+        levels.append(doctor._cgroups().level)
+    assert levels == [2, 1]
+
+
+def test_missing_device_nodes_name_the_command_that_makes_them():
+    checks = list(doctor.device_checks(gpu=7))
+    assert not checks[0].ok
+    assert "nvidia-modprobe" in checks[0].fix
+
+
+ROWS = [Check("a", True, "fine"), Check("b", False, "slow", mandatory=False, fix="do x"), Check("c", False, "down", fix="do y\ndo z")]
+
+
+def test_the_text_names_every_fix():
+    text = doctor.as_text(ROWS)
+    assert all(word in text for word in ("do x", "do y", "do z", "1 mandatory wall is down"))
+
+
+def test_the_json_twin_says_the_same():
+    said = json.loads(doctor.as_json(ROWS))
+    assert (said["level"], [row["level"] for row in said["checks"]]) == (2, [0, 1, 2])
+
+
+def test_the_exit_code_is_the_worst_level(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "check_walls", lambda gpu=None: ROWS[:2])
+    assert doctor.run_doctor() == 1
+    assert doctor.run_doctor(json=True) == 1
+    assert sys.stdout is not None
+    capsys.readouterr()
