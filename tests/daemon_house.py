@@ -28,6 +28,13 @@ async def no_web(ctx, config, *, task_status):
     ctx.web_stopped.set()
 
 
+async def eventually(true, patience=3600.0, step=0.1):
+    """Until `true()` holds; on the virtual clock that costs nothing."""
+    with trio.fail_after(patience):
+        while not true():  # noqa: ASYNC110 - what is waited for is a stand-in's attribute
+            await trio.sleep(step)
+
+
 class Files:
     """The hosts of submissions: url → Source, a Reason, or an exception to raise."""
 

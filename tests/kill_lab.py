@@ -1,0 +1,275 @@
+"""A real daemon process on a dev chain, with a real store, real downloads and a stand-in for the judge, to be killed at will.
+
+The parent runs the chain, the hosts of files and the miners; the child (`python tests/kill_lab.py ORDERS`) is
+`crusades.daemon.run` as the validator runs it, but for the judge. `invariants` is what must hold whenever it is dead.
+"""
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import trio
+
+ROOT = Path(__file__).parent.parent
+NETUID = 1
+RUNS = 3
+
+
+# ------------------------------------------------------------------------------------------------ the child
+
+
+class Orders(msgspec.Struct, frozen=True):
+    """What the child is started with."""
+
+    network: str
+    state_dir: str
+    wallets: str
+    journal: str
+    """The judge notes every evaluation that it begins here, so that the parent sees what the database may not."""
+    run_seconds: float = 0.2
+
+
+def child(text):
+    """The daemon, with a judge that sleeps."""
+    from fakes import FakeJudge
+
+    from crusades import hparams, logs
+    from crusades.chain import open_wallet
+    from crusades.daemon import DaemonConfig, Parts, run
+
+    orders = msgspec.json.decode(text, type=Orders)
+    logs.configure(json_lines=False)
+    replace = msgspec.structs.replace
+    settings = hparams.load(ROOT / "hparams.toml")
+    settings = replace(settings, chain=replace(settings.chain, poll_interval=0.2, block_time=0.25, weights_interval=5, redial_first=0.1),
+                       web=replace(settings.web, listen="127.0.0.1:0"))  # fmt: skip
+
+    class Noting(FakeJudge):
+        async def evaluate(self, job):
+            with open(orders.journal, "a") as file:
+                file.write(json.dumps([os.getpid(), job.submission_id, len(job.finished_runs)]) + "\n")
+            return await super().evaluate(job)
+
+    judge = Noting(runs=RUNS, seconds=orders.run_seconds)
+    wallet = open_wallet("validator", "default", orders.wallets)
+    config = DaemonConfig(hparams=settings, network=orders.network, netuid=NETUID, state_dir=Path(orders.state_dir), wallet=wallet,
+                          parts=Parts(open_slot=judge.opener()))
+    trio.run(run, config)
+
+
+# ------------------------------------------------------------------------------------------------ the parent
+
+
+@dataclass
+class Lab:
+    """Chain, hosts and miners, and the child of the moment."""
+
+    net: object
+    chain: object
+    folder: Path
+    files: dict
+    address: str
+    expected: dict = field(default_factory=dict)
+    """submission id → the score that it must get; None for one that must be rejected."""
+    judged: dict = field(default_factory=dict)
+    """submission id → (status, score, time of verdict) once final: must never change again."""
+    kills: int = 0
+    started: list = field(default_factory=list)
+    final_before: dict = field(default_factory=dict)
+    """submission id → processes that had been started when it had its verdict: no later one may evaluate it."""
+    validator: str = ""
+
+    @property
+    def state_dir(self):
+        return self.folder / "state"
+
+    async def submit(self, number):
+        """One miner commits one file; every fifth file breaks a rule of the judge."""
+        from crusades.chain import create_wallet
+        from crusades.payload import format_payload
+        from crusades.records import Commitment, Payload
+
+        wallet = create_wallet(f"miner{number}", "default", str(self.folder / "wallets"))
+        hotkey = wallet.hotkey.ss58_address
+        self.net.register(NETUID, hotkey, wallet.coldkeypub.ss58_address)
+        score = None if number % 5 == 4 else 30.0 + number / 10
+        order = "# reject" if score is None else f"# mfu {score}"
+        body = f"{order}\ndef inner_steps(model, data_iterator, optimizer, num_steps, device):\n    return {number}\n".encode()
+        name = f"{number}.py"
+        self.files[name] = body
+        import hashlib
+
+        payload = format_payload(Payload(sha256=hashlib.sha256(body).hexdigest(), url=f"{self.address}/{name}"))
+        committed = await self.chain.commit(payload, wallet, 4)
+        row = Commitment(netuid=NETUID, hotkey=hotkey, uid=None, commit_block=committed.block)
+        self.expected[row.submission_id] = score
+
+    @contextmanager
+    def daemon(self):
+        """A child process; killed with SIGKILL at the end of the block if it still runs."""
+        orders = Orders(network=self.net.url, state_dir=str(self.state_dir), wallets=str(self.folder / "wallets"), journal=str(self.folder / "journal"))
+        with open(self.folder / "daemon.log", "ab") as log:
+            process = subprocess.Popen([sys.executable, __file__, msgspec.json.encode(orders).decode()], stdout=log, stderr=log, cwd=ROOT,
+                                       env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"})
+        self.started.append(process.pid)
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+            process.wait()
+
+    def rows(self, query, *args):
+        """Straight from the file: no code of the store decides what we see. Empty before there is a database."""
+        path = self.state_dir / "crusades.db"
+        if not path.exists():
+            return []
+        with sqlite3.connect(path, timeout=10) as db:
+            try:
+                return db.execute(query, args).fetchall()
+            except sqlite3.OperationalError as error:
+                if "no such table" in str(error):
+                    return []
+                raise
+
+    async def until_judged(self, patience=120.0):
+        """Every submission is final and the weights are where they must be, or TooSlowError."""
+        best = max((score for score in self.expected.values() if score is not None), default=None)
+        with trio.fail_after(patience):
+            while True:
+                final = dict(self.rows("SELECT id, status FROM submissions WHERE status IN ('scored', 'rejected', 'faulted')"))
+                applied = self.rows("SELECT view FROM weights ORDER BY n DESC LIMIT 1")
+                if self.expected.keys() <= final.keys() and (best is None or (applied and json.loads(applied[0][0]).get("equal"))):
+                    return
+                await trio.sleep(0.2)
+
+    def check(self):
+        """Every invariant, now that the daemon is dead. AssertionError with the submission in it."""
+        violations = list(invariants(self))
+        assert not violations, "\n".join(violations)
+
+
+def invariants(lab):
+    """What is wrong, in words."""
+    from crusades.records import Status
+    from crusades.store_life import CHAIN, DAEMON
+
+    for (word,) in lab.rows("PRAGMA integrity_check"):
+        if word != "ok":
+            yield f"the database is damaged: {word}"
+    history = {}
+    for id_, status, reason in lab.rows("SELECT submission, status, reason FROM transitions ORDER BY n"):
+        history.setdefault(id_, []).append((Status(status), json.loads(reason)["code"] if reason else 0))
+    for id_, status, score, attempts, updated in lab.rows("SELECT id, status, score_mfu, attempts, updated_at FROM submissions"):
+        steps = history.get(id_, [])
+        if not steps or steps[-1][0] != status:
+            yield f"{id_} is {status}, and its last transition says {steps[-1:] or 'nothing'}"
+        for (old, _), (new, _) in zip(steps, steps[1:], strict=False):
+            if new not in DAEMON[old] and new not in CHAIN[old]:
+                yield f"{id_} went from {old} to {new}"
+        if status == "faulted" or (status == "rejected" and steps[-1][1] // 1000 != 1):
+            yield f"{id_} was charged for our fault: {status}, code {steps[-1][1]}"
+        if [step for step, _ in steps].count(Status.RUNNING) != attempts:
+            yield f"{id_} has {attempts} attempts and {[s for s, _ in steps].count(Status.RUNNING)} beginnings"
+        if status in ("scored", "rejected"):
+            now = (status, score, updated)
+            if lab.judged.setdefault(id_, now) != now:
+                yield f"{id_} was judged {lab.judged[id_]} and is now {now}"
+            if id_ in lab.expected and score != lab.expected[id_]:
+                yield f"{id_} scored {score} and not {lab.expected[id_]}"
+    yield from _runs(lab)
+    yield from _events(lab)
+
+
+def _runs(lab):
+    from crusades.records import Run
+
+    decode = msgspec.msgpack.Decoder(Run).decode
+    import zlib
+
+    seen = {}
+    for id_, evaluation, blob in lab.rows("SELECT submission, evaluation, run FROM runs ORDER BY n"):
+        run = decode(zlib.decompress(blob))
+        if run.scored:
+            seen.setdefault((id_, evaluation), []).append(run.index)
+    for (id_, evaluation), numbers in seen.items():
+        if numbers != list(range(1, len(numbers) + 1)):
+            yield f"evaluation {evaluation} of {id_} has runs {numbers}"
+    judged = set()
+    path = lab.folder / "journal"
+    for line in path.read_text().splitlines() if path.exists() else ():
+        pid, id_, _ = json.loads(line)
+        judged.add((pid, id_))
+    for id_, pids in lab.final_before.items():
+        if again := [pid for pid, other in judged if other == id_ and pid not in pids]:
+            yield f"{id_} had its verdict and was evaluated again by {again}"
+
+
+def _events(lab):
+    numbers = [n for (n,) in lab.rows("SELECT seq FROM events ORDER BY seq")]
+    if numbers and numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+        yield "event numbers have gaps"
+
+
+@asynccontextmanager
+async def open_lab(folder, *, block_time=0.25):
+    """A dev chain, a host of files, a validator's wallet with a permit."""
+    from crusades import chain as chains
+    from crusades import hparams
+    from crusades.asyncio_bridge import open_bridge
+    from crusades.demo_parts import file_host
+    from crusades.devnet import DevnetConfig, SubnetConfig, open_devnet
+
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    config = DevnetConfig(block_time=block_time, reveal_blocks=4, subnets=(SubnetConfig(netuid=NETUID, tempo=20),))
+    settings = hparams.Chain(poll_interval=0.2, redial_first=0.1)
+    async with open_devnet(config) as net, open_bridge() as bridge:
+        validator = chains.create_wallet("validator", "default", str(folder / "wallets"))
+        net.register(NETUID, validator.hotkey.ss58_address, validator.coldkeypub.ss58_address, permit=True)
+        with file_host(files) as address:
+            async with chains.open_chain(settings, net.url, NETUID, bridge) as chain:
+                yield Lab(net, chain, folder, files, address, validator=validator.hotkey.ss58_address)
+
+
+async def kill_story(lab, *, kills, submissions, seed, life=(0.3, 4.0), say=lambda words: None):
+    """Kill the daemon `kills` times at random moments while miners submit; then let it finish, and stop it in order."""
+    dice = random.Random(seed)
+    due = sorted(dice.randrange(kills) for _ in range(submissions))
+    number = 0
+    for kill in range(kills):
+        while due and due[0] <= kill:
+            due.pop(0)
+            await lab.submit(number)
+            number += 1
+        with lab.daemon() as process:
+            await trio.sleep(1.0 + dice.uniform(*life))  # the first second is imports
+            assert process.poll() is None, f"the daemon ended by itself with {process.returncode}; see {lab.folder / 'daemon.log'}"
+        lab.kills += 1
+        lab.check()
+        for (id_,) in lab.rows("SELECT id FROM submissions WHERE status IN ('scored', 'rejected')"):
+            lab.final_before.setdefault(id_, frozenset(lab.started))
+        say(f"kill {kill + 1}: {dict(lab.rows('SELECT status, count(*) FROM submissions GROUP BY status'))}")
+    with lab.daemon() as process:
+        await lab.until_judged()
+        process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        while process.poll() is None and time.monotonic() - began < 40:
+            await trio.sleep(0.05)
+        assert process.returncode == 0, f"a staged stop ended with {process.returncode}"
+    lab.check()
+    unknown = lab.expected.keys() - {id_ for (id_,) in lab.rows("SELECT id FROM submissions")}
+    assert not unknown, f"lost: {unknown}"
+
+
+if __name__ == "__main__":
+    child(sys.argv[1])

@@ -1,0 +1,33 @@
+"""The daemon as a process of its own, on a dev chain, with the real store and real downloads; only the judge is a stand-in."""
+
+import signal
+
+import pytest
+import trio
+from kill_lab import kill_story, open_lab
+
+
+async def test_one_submissions_whole_life_for_real(tmp_path):
+    """Sealed on a real (dev) chain → revealed → downloaded → queued → running → scored → weights on chain, then a staged stop."""
+    async with open_lab(tmp_path) as lab:
+        await lab.submit(0)
+        with lab.daemon() as process:
+            await lab.until_judged(60.0)
+            process.send_signal(signal.SIGTERM)
+            with trio.fail_after(30):
+                while process.poll() is None:
+                    await trio.sleep(0.05)
+        assert process.returncode == 0, (lab.folder / "daemon.log").read_text()
+        lab.check()
+        steps = [status for (status,) in lab.rows("SELECT status FROM transitions ORDER BY n")]
+        assert steps[-5:] == ["fetched", "checked", "queued", "running", "scored"]
+        uid = lab.net.uid(1, lab.chain and next(iter(lab.rows("SELECT hotkey FROM submissions")))[0])
+        validator = lab.net.uid(1, lab.validator)
+        assert lab.net.weights(1, validator) == {uid: 65535}
+
+
+@pytest.mark.slow
+async def test_twenty_kills_lose_nothing_and_judge_nothing_twice(tmp_path):
+    async with open_lab(tmp_path) as lab:
+        await kill_story(lab, kills=20, submissions=12, seed=1)
+        assert lab.kills == 20
