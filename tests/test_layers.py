@@ -1,6 +1,7 @@
 """Imports point one way (docs/design.md §6): the walls between daemon, referee and sandbox are made of what nobody imports."""
 
 import ast
+import functools
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -8,14 +9,18 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "crusades"
 
+DAEMON = ("daemon", "context", "housekeeping", "intake", "judging", "poller", "watch", "weights")
+"""The daemon's task tree and its tasks: one component in several files."""
+
 LAYERS = (
     ("vocabulary", ["errors", "records", "faults", "hparams", "board"]),
     ("pure", ["rules", "rules_*", "scoring", "scoring_*", "payload", "fees", "addresses", "report", "slots", "chain_rows", "chain_records", "chain_weights",
-              "chain_needs", "bench.mfu", "bench.protocol", "sandbox.policy", "sandbox.seccomp"]),
-    ("inputs and outputs", ["asyncio_bridge", "store", "store_*", "migrations", "chain", "chain_*", "fetch", "nvml", "logs", "watchdog", "metrics", "alerts", "sandbox",
+              "chain_needs", "copies", "bench.mfu", "bench.protocol", "sandbox.policy", "sandbox.seccomp"]),
+    ("inputs and outputs", ["asyncio_bridge", "store", "store_*", "migrations", "chain", "chain_*", "fetch", "nvml", "logs", "watchdog", "sandbox",
                             "sandbox.*", "devnet", "devnet.*"]),
-    ("work", ["submission", "bench", "bench.*"]),
-    ("service", ["web", "web_*", "daemon", "daemon_*", "tui", "tui.*"]),
+    ("work", ["submission", "metrics", "alerts", "bench", "bench.*"]),
+    ("viewers", ["web", "web_*", "tui", "tui.*"]),
+    ("daemon", list(DAEMON)),
     ("entry", ["check", "cli", "cli_*", "validator", "demo", "demo_*", "install"]),
 )  # fmt: skip
 
@@ -59,7 +64,7 @@ def layer(name):
 
 def family(name):
     """Modules that make up one component import each other freely: chain and chain_link, everything in sandbox/."""
-    return name.split(".")[0].split("_")[0]
+    return "daemon" if name in DAEMON else name.split(".")[0].split("_")[0]
 
 
 def is_type_checking(node):
@@ -73,16 +78,19 @@ def walk(node):
             yield from walk(child)
 
 
+@functools.cache
 def imports(path):
-    """(imported name, line); ours are given relative to `crusades`, also when a function imports them."""
+    """[(imported name, line)]; ours are given relative to `crusades`, also when a function imports them."""
+    found = []
     for node in walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, node.lineno) for alias in node.names)
+            found += [(alias.name, node.lineno) for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             assert node.level == 0, f"{path}:{node.lineno} imports relatively"
             for alias in node.names:
                 full = f"{node.module}.{alias.name}"
-                yield (full if full.removeprefix("crusades.") in MODULES else node.module), node.lineno
+                found.append((full if full.removeprefix("crusades.") in MODULES else node.module, node.lineno))
+    return found
 
 
 def ours(path):

@@ -1,0 +1,120 @@
+"""`crusades submit` from flags to exit code: the real SDK against a dev chain, a file host on loopback, no validator."""
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from crusades import cli, hparams
+from crusades.chain import create_wallet
+from crusades.demo_parts import file_host, to_toml
+from crusades.devnet.config import DevnetConfig
+from crusades.devnet.net import run_devnet
+
+ROOT = Path(__file__).parent.parent
+GOOD = b"def inner_steps(model, data_iterator, optimizer, num_steps, device):\n    return None\n"
+BAD = b"import ctypes\n" + GOOD
+FILES = {"train.py": GOOD, "bad.py": BAD, "page.py": b"<!doctype html><html></html>"}
+
+
+@pytest.fixture(scope="module")
+def host():
+    with file_host(FILES) as url:
+        yield url
+
+
+@pytest.fixture
+def chain(tmp_path, monkeypatch, request):
+    """A fast dev chain on which the wallet's hotkey is registered as uid 1. Parameter: blocks until a seal opens."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    wallet = create_wallet("me", "miner", str(tmp_path / "wallets"))
+    create_wallet("me", "stranger", str(tmp_path / "wallets"))
+    with run_devnet(DevnetConfig(block_time=0.1, reveal_blocks=getattr(request, "param", 3))) as net:
+        net.register(1, str(wallet.hotkey.ss58_address))
+        yield net
+
+
+@pytest.fixture
+def submit(chain, host, tmp_path, capsys):
+    """Runs the command for a path on the host; returns (exit code, document, what was said)."""
+
+    def run(path, *flags, hotkey="miner", network=None, url=None):
+        words = ["submit", url or f"{host}/{path}", "--wallet.name", "me", "--wallet-hotkey", hotkey, "--wallet.path", str(tmp_path / "wallets")]
+        code = cli.main([*words, "--network", network or chain.url, "--json", *flags])
+        said = capsys.readouterr()
+        return code, json.loads(said.out), said.err
+
+    return run
+
+
+def commits(chain):
+    return [call for call in chain.calls if call.method.startswith("author_submit")]
+
+
+def test_a_dry_run_says_everything_and_signs_nothing(submit, chain):
+    code, document, said = submit("train.py", "--dry-run")
+    assert code == 0
+    assert document["ok"]
+    assert document["dry_run"]
+    assert document["payload"]["url"].endswith("/train.py")
+    assert "nothing was signed" in said
+    assert "set_commitment" in said
+    assert commits(chain) == []
+
+
+def test_it_commits_and_waits_for_the_reveal_and_the_second_time_goes_on_instead_of_signing(submit, chain):
+    code, document, said = submit("train.py", "--wait")
+    assert code == 0, said
+    assert document["status"] == "revealed"
+    assert document["commit_block"] > 0
+    assert len(document["submission_id"]) == 16
+    assert "sealed in block" in said
+    assert len(commits(chain)) == 1
+    code, again, said = submit("train.py")
+    assert code == 0
+    assert again["submission_id"] == document["submission_id"]
+    assert "going on" in said
+    assert len(commits(chain)) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "hotkey", "words"),
+    [
+        ("bad.py", "miner", "1201"),
+        ("page.py", "miner", "1105"),
+        ("missing.py", "miner", "1102"),
+        ("train.py", "stranger", "1006"),
+    ],
+)
+def test_what_would_be_rejected_is_refused_before_it_is_signed(submit, chain, path, hotkey, words):
+    code, document, said = submit(path, hotkey=hotkey)
+    assert code == 1
+    assert not document["ok"]
+    assert words in [str(problem["code"]) for problem in document["problems"]]
+    assert f"[{words}" in said
+    assert "nothing was signed" in said
+    assert commits(chain) == []
+
+
+def test_a_host_that_is_down_is_the_outsides_fault(submit):
+    code, document, _ = submit("", url="http://127.0.0.1:1/train.py")
+    assert code == 3
+    assert document["error"]["type"] == "FetchFault"
+
+
+def test_a_chain_that_is_down_is_the_outsides_fault(submit, tmp_path):
+    settings = hparams.load(ROOT / "hparams.toml")
+    impatient = msgspec.structs.replace(settings, chain=msgspec.structs.replace(settings.chain, call_deadline=0.5))
+    (tmp_path / "hparams.toml").write_text(to_toml(msgspec.to_builtins(impatient)))
+    code, document, _ = submit("train.py", "--hparams", str(tmp_path / "hparams.toml"), network="ws://127.0.0.1:1")
+    assert code == 3
+    assert document["error"]["exit_code"] == 3
+
+
+@pytest.mark.parametrize("chain", [10_000], indirect=True)
+def test_a_second_seal_would_destroy_the_first_and_needs_a_word(submit, chain):
+    assert submit("train.py")[0] == 0
+    code, document, _ = submit("train.py", "--replace-pending", "--dry-run")
+    assert code == 0
+    assert any("destroyed unread" in line for line in document["effects"])
