@@ -36,10 +36,8 @@ import asyncio
 import contextlib
 import fcntl
 import logging
-import math
 import os
 import sqlite3
-import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -50,20 +48,17 @@ import msgspec
 import trio
 
 from crusades import hparams, store_chain, store_reads
+from crusades import store_writes as writes
 from crusades.asyncio_bridge import Bridge
 from crusades.errors import StateLocked, StoreError
-from crusades.faults import fault
-from crusades.fees import spends
 from crusades.records import (
     Commitment,
     Event,
-    Outcome,
     Page,
     Payload,
     Reason,
     Run,
     Source,
-    Stage,
     Status,
     Submission,
     SubmissionDetail,
@@ -72,9 +67,8 @@ from crusades.records import (
 )
 from crusades.store_chain import Recorded, Seen
 from crusades.store_events import Publisher, Subscription
-from crusades.store_life import DEVICE, INTERRUPTED
 from crusades.store_schema import DATABASE, LOCK, connect, damaged, is_damage, prepare
-from crusades.store_tx import Tx, Withdrawn, database_words, encode, fetch_rows, pack, submission_of
+from crusades.store_tx import Tx, Withdrawn, database_words
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -95,6 +89,7 @@ class Store:
         self._seq = 0  # asyncio thread; the publisher has its own, behind by what is on the way
         self._cursor: int | None = None
         self._read_back: dict[str, Any] = {}
+        self._scored: dict[str, Submission] | None = None  # asyncio thread; read once, then kept up by every commit
         self._open = False
         self._db: aiosqlite.Connection
         self._reader: aiosqlite.Connection
@@ -158,10 +153,24 @@ class Store:
                 await _to_the_end(self._db.rollback())
                 raise
             self._seq += len(events)
+            self._note_scored(tx.changed)
             if events:
                 with contextlib.suppress(trio.RunFinishedError):  # the process is ending; the events are stored
                     self._token.run_sync_soon(self._publisher.publish, events)
             return value
+
+    def _note_scored(self, changed: Sequence[Submission]) -> None:
+        if self._scored is not None:
+            for row in changed:
+                self._scored.pop(row.id, None)
+                if row.status is Status.SCORED:
+                    self._scored[row.id] = row
+
+    async def _all_scored(self) -> list[Submission]:
+        async with self._writing:  # no commit between reading and keeping
+            if self._scored is None:
+                self._scored = {row.id: row for row in await self._snapshot(store_reads.scored)}
+            return list(self._scored.values())
 
     async def _write_live(self, work: Callable[[Tx], Awaitable[T]]) -> T | None:
         """A write to a submission that may have been withdrawn meanwhile: then None, and nothing is written."""
@@ -218,29 +227,11 @@ class Store:
 
     async def transition(self, id_: str, status: Status, *, block: int | None = None, reason: Reason | None = None, note: str = "") -> bool:
         """One legal step. A submission that ends without having been run gives its fee receipt back."""
-        if status in (Status.RUNNING, Status.SCORED):
-            raise StoreError(f"{status} is reached by {'begin_attempt' if status is Status.RUNNING else 'finish'}, not by a plain transition")
-
-        async def work(tx: Tx) -> bool:
-            await tx.move(await tx.live(id_), status, block=block, reason=reason, note=note)
-            if status.final:
-                await tx.all("DELETE FROM receipts WHERE submission = ? AND NOT spent", id_)
-            return True
-
-        return bool(await self._write_live(work))
+        return bool(await self._write_live(partial(writes.transition, id_=id_, status=status, block=block, reason=reason, note=note)))
 
     async def save_source(self, id_: str, source: Source) -> bool:
         """Keep the fetched file. A file is stored once however many submissions name it."""
-        content = zlib.compress(source.content, 6)
-
-        async def work(tx: Tx) -> bool:
-            await tx.live(id_)
-            await tx.all("INSERT OR IGNORE INTO files VALUES (?, ?)", source.sha256, content)
-            await tx.all("INSERT OR REPLACE INTO sources VALUES (?, ?, ?, ?)", id_, source.sha256, source.url, source.fetched_at)
-            await tx.update(id_, sha256=source.sha256)
-            return True
-
-        return bool(await self._write_live(work))
+        return bool(await self._write_live(partial(writes.save_source, id_=id_, source=source)))
 
     async def same_program(self, id_: str, sha256: str, fingerprint: str) -> list[Submission]:
         """Note a submission's fingerprint; every other submission whose file was fetched and is the same file, or has
@@ -248,144 +239,48 @@ class Store:
 
         Left out: what was withdrawn, and faulted ones of the same hotkey, whose miner may try again.
         """
-
-        async def work(tx: Tx) -> list[Submission]:
-            me = await tx.live(id_)
-            if me.fingerprint != fingerprint:
-                await tx.all("UPDATE submissions SET fingerprint = ? WHERE id = ?", fingerprint, id_)
-            rows = await fetch_rows(tx.db, "(sha256 = ? OR (fingerprint = ? AND fingerprint != '')) AND id != ? AND id IN (SELECT submission FROM sources) "
-                                           "ORDER BY commit_block, n", (sha256, fingerprint, id_))
-            return [submission_of(row) for row in rows if not row.withdrawn and not (row.status == Status.FAULTED and row.hotkey == me.hotkey)]
-
-        return await self._write_live(work) or []
+        return await self._write_live(partial(writes.same_program, id_=id_, sha256=sha256, fingerprint=fingerprint)) or []
 
     async def begin_attempt(self, id_: str, *, slot: str = "", block: int | None = None) -> tuple[Run, ...] | None:
         """QUEUED → RUNNING, before the judge sees it. Returns the finished runs that are kept: those of an attempt that
         was cut short on the same slot."""
-
-        async def work(tx: Tx) -> bool:
-            row = await tx.live(id_)
-            evaluation = row.evaluation + (row.attempts == 0 or row.slot != slot)
-            await tx.move(row, Status.RUNNING, block=block, note=f"on {slot}" if slot else "",
-                          columns={"attempts": row.attempts + 1, "slot": slot, "evaluation": evaluation})
-            return True
-
-        if not await self._write_live(work):
-            return None
-        return await self.runs(id_)
+        return await self._write_live(partial(writes.begin_attempt, id_=id_, slot=slot, block=block))
 
     async def add_run(self, id_: str, run: Run) -> bool:
         """Keep one run of the evaluation under way."""
-
-        async def work(tx: Tx) -> bool:
-            row = await tx.live(id_)
-            if row.status != Status.RUNNING:
-                raise StoreError(f"submission {id_} is {row.status}; runs belong to one that is running")
-            await tx.all("INSERT INTO runs (submission, evaluation, run) VALUES (?, ?, ?)", id_, row.evaluation, pack(run))
-            tx.emit("run", id_, run)
-            return True
-
-        return bool(await self._write_live(work))
+        return bool(await self._write_live(partial(writes.add_run, id_=id_, run=run)))
 
     async def finish(self, id_: str, verdict: Verdict, *, block: int | None = None) -> bool:
         """The verdict, once: RUNNING → SCORED or REJECTED. A fault is no verdict: `requeue` it."""
-        accepted = verdict.verdict is Outcome.ACCEPTED
-        if verdict.verdict is Outcome.FAULT:
-            raise StoreError(f"submission {id_}: a fault of ours is no verdict; requeue it")
-        if accepted and not (verdict.score_mfu is not None and math.isfinite(verdict.score_mfu) and verdict.score_mfu > 0):
-            raise StoreError(f"submission {id_}: an accepted verdict needs a score above zero, not {verdict.score_mfu}")
-
-        async def work(tx: Tx) -> bool:
-            row = await tx.live(id_)
-            if row.status != Status.RUNNING:
-                raise StoreError(f"submission {id_} is {row.status}; only one that is running can get a verdict")
-            await tx.move(row, Status.SCORED if accepted else Status.REJECTED, block=block, reason=verdict.reason,
-                          columns={"score_mfu": verdict.score_mfu if accepted else None, "rules_version": verdict.rules_version, "device": verdict.device})
-            await tx.all("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?)", id_, tx.at, pack(verdict))
-            if verdict.runs:  # the verdict carries them from here on
-                await tx.all("DELETE FROM runs WHERE submission = ? AND evaluation = ?", id_, row.evaluation)
-            spent = spends(verdict.verdict, verdict.stage)
-            await tx.all("UPDATE receipts SET spent = 1 WHERE submission = ?" if spent else "DELETE FROM receipts WHERE submission = ? AND NOT spent", id_)
-            return True
-
-        return bool(await self._write_live(work))
+        return bool(await self._write_live(partial(writes.finish, id_=id_, verdict=verdict, block=block)))
 
     async def requeue(self, id_: str, reason: Reason, *, block: int | None = None, max_attempts: int | None = None) -> Status | None:
         """After a fault of ours: back in front of the queue. With `max_attempts`, FAULTED once so many evaluations have
         ended in one; an interruption does not count. Also takes a FAULTED one back in, by hand. Returns the new state."""
-        if reason.code // 1000 != 2:
-            raise StoreError(f"submission {id_} is requeued for faults of ours only, not for code {reason.code}")
-
-        async def work(tx: Tx) -> Status:
-            row = await tx.live(id_)
-            if row.status not in (Status.RUNNING, Status.FAULTED):
-                raise StoreError(f"submission {id_} is {row.status}; only one that is running or faulted goes back into the queue")
-            by_hand = row.status == Status.FAULTED
-            faults = 0 if by_hand else row.faults + (reason.code != INTERRUPTED)
-            status = Status.FAULTED if max_attempts is not None and faults >= max_attempts else Status.QUEUED
-            # What a failing card has measured does not count.
-            evaluation = row.evaluation + (reason.code == DEVICE)
-            await tx.move(row, status, block=block, reason=reason, columns={"faults": faults, "evaluation": evaluation})
-            if status is Status.FAULTED:
-                await tx.all("DELETE FROM receipts WHERE submission = ? AND NOT spent", id_)
-            return status
-
-        return await self._write_live(work)
+        return await self._write_live(partial(writes.requeue, id_=id_, reason=reason, block=block, max_attempts=max_attempts))
 
     async def recover(self) -> list[str]:
         """After a start: whatever was running when the last process ended is queued again, in front, its runs kept."""
-        why = Reason(code=INTERRUPTED, stage=Stage.RUN, message="The validator stopped during the evaluation; it goes on now.", hint=fault("interrupted").advice)
-
-        async def work(tx: Tx) -> list[str]:
-            rows = await fetch_rows(tx.db, "status = 'running' ORDER BY commit_block, n")
-            for row in rows:
-                await tx.move(row, Status.QUEUED, block=None, reason=why)
-            return [row.id for row in rows]
-
-        return await self._write(work)
+        return await self._write(writes.recover)
 
     async def claim_receipt(self, id_: str, receipt: str) -> str | None:
         """Hold a fee receipt for a submission. None when it now does; else the submission that holds or has spent it."""
-
-        async def work(tx: Tx) -> str | None:
-            await tx.live(id_)
-            holder = await store_reads.receipt_holder(tx.db, receipt)
-            if holder is None:
-                await tx.all("INSERT INTO receipts VALUES (?, ?, 0)", receipt, id_)
-            return None if holder in (None, id_) else holder
-
-        return await self._write_live(work)
+        return await self._write_live(partial(writes.claim_receipt, id_=id_, receipt=receipt))
 
     # ---------------------------------------------------------------------------------------- weights, facts, events
 
     async def record_weights(self, *, asked: Mapping[int, float], block: int, first: int, last: int) -> None:
         """Journal weights before they are sent: {uid: share}, asked at `block`, to be found in a block of [first, last]."""
-
-        async def work(tx: Tx) -> None:
-            old = await store_reads.weights(tx.db)
-            view = WeightsView(asked=dict(asked), on_chain=old.on_chain, asked_at=tx.at, asked_block=block)
-            await tx.all("INSERT INTO weights (first, last, view) VALUES (?, ?, ?)", first, last, encode(view))
-            tx.emit("weights", None, view)
-
-        await self._write(work)
+        await self._write(partial(writes.record_weights, asked=asked, block=block, first=first, last=last))
 
     async def record_on_chain(self, *, on_chain: Mapping[int, float], equal: bool | None, block: int, age_blocks: int | None = None) -> None:
         """What the chain holds for us, as read at `block`. Written when it differs from what is known."""
         self._read_back = {"age_blocks": age_blocks}
         old = await self._read(store_reads.weights)
-        if old.asked_block is None:
+        if old.asked_block is None:  # somebody else's, or of a life that the store does not know: shown, not kept
             self._read_back["on_chain"] = dict(on_chain)
-            return
-        applied = old.applied_block if old.applied_block is not None or not equal else block
-        new = msgspec.structs.replace(old, on_chain=dict(on_chain), equal=equal, applied_block=applied)
-        if new == old:
-            return
-
-        async def work(tx: Tx) -> None:
-            await tx.all("UPDATE weights SET view = ? WHERE n = (SELECT max(n) FROM weights)", encode(new))
-            tx.emit("weights", None, new)
-
-        await self._write(work)
+        elif writes.read_back(old, on_chain, equal, block) != old:
+            await self._write(partial(writes.record_on_chain, on_chain=on_chain, equal=equal, block=block))
 
     async def weights(self) -> WeightsView:
         """The last weights asked for, and what the chain was last seen to hold."""
@@ -394,15 +289,7 @@ class Store:
     async def identify(self, **facts: str | int) -> None:
         """Tie the state to its chain (`genesis=…, netuid=…`): noted at the first call, StoreError when they differ later."""
 
-        async def work(tx: Tx) -> None:
-            known = await store_reads.fact(tx.db, "identity")
-            if known is None:
-                await tx.set_fact("identity", facts)
-            elif known != facts:
-                wrong = ", ".join(f"{name} {known.get(name)} (here: {facts.get(name)})" for name in sorted({*known, *facts}) if known.get(name) != facts.get(name))
-                raise StoreError(f"the state in {self.state_dir} belongs to {wrong}: start with another --state-dir")
-
-        await self._write(work)
+        await self._write(partial(writes.identify, facts=facts, state_dir=self.state_dir))
 
     async def set_fact(self, name: str, value: Any) -> None:
         """Keep a JSON value under a name of the caller's."""
@@ -415,10 +302,7 @@ class Store:
     async def emit(self, kind: str, data: Any, submission_id: str | None = None) -> None:
         """Store and publish an event of the caller's ("slot", "block"); `data` is a record or builtins."""
 
-        async def work(tx: Tx) -> None:
-            tx.emit(kind, submission_id, data)
-
-        await self._write(work)
+        await self._write(partial(writes.emit, kind=kind, data=data, submission_id=submission_id))
 
     @property
     def last_seq(self) -> int:
@@ -468,8 +352,8 @@ class Store:
         return await self._read(lambda db: store_reads.runs(db, id_))
 
     async def scored(self) -> list[Submission]:
-        """Everything that counts for the leaderboard."""
-        return await self._read(store_reads.scored)
+        """Everything that counts for the leaderboard, in no particular order. From memory after the first time."""
+        return await self._run(self._all_scored)
 
     async def counts(self) -> dict[str, int]:
         """state → number of submissions."""

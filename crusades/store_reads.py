@@ -45,7 +45,7 @@ async def submissions(db: aiosqlite.Connection, *, status: Status | None, hotkey
             where.append(f"{column} = ?")
             parameters.append(value)
     if sha256:
-        where.append("sha256 IN (?, substr(?, 1, 32))")  # the older payload names the first half only
+        where.append("sha256 IN (?, substr(?, 1, 32)) AND sha256 != ''")  # the older payload names the first half only
         parameters += [sha256, sha256]
     if cursor:
         where.append("(commit_block, n) < (?, ?)")
@@ -99,8 +99,8 @@ async def runs(db: aiosqlite.Connection, id_: str) -> tuple[Run, ...]:
 
 
 async def scored(db: aiosqlite.Connection) -> list[Submission]:
-    """Everything that counts for the leaderboard, by commit block."""
-    return [submission_of(row) for row in await fetch_rows(db, f"status = 'scored' ORDER BY {SERVICE_ORDER}")]
+    """Everything that counts for the leaderboard."""
+    return [submission_of(row) for row in await fetch_rows(db, "status = 'scored'")]
 
 
 async def counts(db: aiosqlite.Connection) -> dict[str, int]:

@@ -137,6 +137,8 @@ class Tx:
 
     def __init__(self, db: aiosqlite.Connection, seq: int) -> None:
         self.db, self.seq, self.at = db, seq, time.time()
+        self.changed: list[Submission] = []
+        """What was touched, as it is at the end; filled by `finish`."""
         self._touched: dict[str, None] = {}
         self._events: list[tuple[str, str | None, Any]] = []
 
@@ -195,7 +197,8 @@ class Tx:
         """Number and store the events: the last act before COMMIT."""
         rows = [await self.row(id_) for id_ in self._touched]
         places = await queue_positions(self.db) if any(row.status == Status.QUEUED for row in rows) else {}
-        changed = [("submission", row.id, submission_of(row, places.get(row.id))) for row in rows]
+        self.changed = [submission_of(row, places.get(row.id)) for row in rows]
+        changed: list[tuple[str, str | None, Any]] = [("submission", one.id, one) for one in self.changed]
         numbered = [Event(seq=self.seq + i, at=self.at, kind=kind, submission_id=id_, data=to_builtins(data))
                     for i, (kind, id_, data) in enumerate([*changed, *self._events], start=1)]
         if numbered:
