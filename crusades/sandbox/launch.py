@@ -17,7 +17,7 @@ from pathlib import Path
 from crusades.errors import SandboxFault
 from crusades.sandbox import cgroups
 from crusades.sandbox.box import Box, ExitStatus, read_now
-from crusades.sandbox.policy import CHANNEL_FD, NOBODY, Limits, Mount, Policy
+from crusades.sandbox.policy import CHANNEL_FD, NOBODY, PROC_STEERING, Limits, Mount, Policy
 from crusades.sandbox.seccomp import compile_filter
 
 SHIM = 'while [ "$1" != -- ]; do echo 0 > "$1" || exit 70; shift; done; shift; ulimit -c 0; exec 3<&0 0</dev/null; exec "$@"'
@@ -118,7 +118,15 @@ def _tree(policy: Policy, extra: Sequence[Mount], files: Mapping[str, int]) -> l
     arguments = ["--size", str(1 << 20), "--tmpfs", "/dev", "--proc", "/proc"]
     for mount in (*policy.mounts, *extra):
         arguments += _operation(mount, files)
-    return [*arguments, "--remount-ro", "/proc", "--remount-ro", "/dev", "--remount-ro", "/"]
+    return [*arguments, *_proc_walls(policy), "--remount-ro", "/dev", "--remount-ro", "/"]
+
+
+def _proc_walls(policy: Policy) -> list[str]:
+    """/proc read-only as a whole; with a card only where it steers the machine, since cuInit writes below its own /proc/self (error 304 otherwise)."""
+    if not policy.gpu:
+        return ["--remount-ro", "/proc"]
+    present = [path for path in PROC_STEERING if os.path.exists(path)]
+    return [word for path in present for word in ("--ro-bind", path, path)]
 
 
 def _operation(mount: Mount, files: Mapping[str, int]) -> list[str]:

@@ -78,7 +78,6 @@ SYSTEM_MOUNTS: tuple[Mount, ...] = (
     Mount("/usr/lib64", "the dynamic loader, on some distributions", "/usr/lib64", optional=True),
     Mount("/usr/libexec/gcc", "gcc's own programs, on newer distributions", "/usr/libexec/gcc", optional=True),
     Mount("/usr/include", "headers: torch.compile's C++ and Triton's launcher", "/usr/include", optional=True),
-    Mount("/usr/local/lib", "libraries that were installed by hand", "/usr/local/lib", optional=True),
     Mount("/lib", "merged /usr", "usr/lib", "link"),
     Mount("/lib64", "merged /usr; the loader's path in every executable", "usr/lib64", "link"),
     Mount("/bin", "merged /usr", "usr/bin", "link"),
@@ -122,6 +121,9 @@ HIDDEN: tuple[Mount, ...] = tuple(
     )
 )
 """Parts of /proc that the kernel does not separate by namespace. /proc as a whole is read-only besides."""
+
+PROC_STEERING = ("/proc/sys", "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sysrq-trigger")
+"""What uid 0 of the host may write without capabilities, and so could a sandbox that root started: always read-only."""
 
 GPU_HIDDEN: tuple[Mount, ...] = tuple(
     Mount(path, why, kind="hide", optional=True)
