@@ -197,13 +197,15 @@ class Node:
         """Return when a new best block is announced. Raises what ended the subscription, and subscribes anew next time."""
         if self._pump is None:
             self._pump = asyncio.create_task(self._listen())
-        news = asyncio.create_task(self._news.wait())
+        pump, news = self._pump, asyncio.create_task(self._news.wait())
         try:
-            await asyncio.wait({news, self._pump}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({news, pump}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             news.cancel()
-        if self._pump.done():
-            pump, self._pump = self._pump, None
+        if pump.done():
+            self._pump = None
+            if pump.cancelled():
+                raise ConnectionError("the connection was hung up")
             pump.result()
         self._news.clear()
 

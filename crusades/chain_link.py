@@ -60,6 +60,11 @@ class Link(Generic[C]):
         self._dial, self._hang_up, self._classify = dial, hang_up, classify
         self._call_deadline, self._first, self._max = call_deadline, redial_first, redial_max
         self._delay = 0.0
+        """Seconds between the last attempt to connect and the next; doubles with each, until a call succeeds."""
+        self._not_before = 0.0
+        """When that next attempt may be made: no matter whose, so that short calls get through to it too."""
+        self._proven = False
+        """The connection has answered a call."""
         self._lock = trio.Lock()
         self._connection: C | None = None
         self.problem = ""
@@ -75,7 +80,8 @@ class Link(Generic[C]):
         """What `ask(connection)` returns. With `once` nothing is asked twice, for questions that act; with `quiet` the
         deadline is no sign of a dead connection (nothing may have happened to tell of).
 
-        Deadlines are the bridge's, in real time, whatever clock drives trio. Raises ChainError when the deadline (seconds) passes, the node refuses, or (`once`) the connection breaks.
+        Deadlines are the bridge's, in real time, whatever clock drives trio. Raises ChainError when the deadline (seconds)
+        passes, the node refuses, or (`once`) the connection breaks.
         """
         limit = self._call_deadline if deadline is None else deadline
         ends = trio.current_time() + limit
@@ -94,7 +100,7 @@ class Link(Generic[C]):
                     self._rotate()
                 raise ChainError(words) from None
             else:
-                self._delay, self.problem = 0.0, ""
+                self._proven, self._delay, self.problem = True, 0.0, ""
                 return answer
 
     async def _ask(self, connection: C, ask: Callable[[C], Awaitable[T]], deadline: float) -> T:
@@ -102,6 +108,8 @@ class Link(Generic[C]):
             return await self._bridge.run(lambda: ask(connection), deadline=deadline)
         except (CrusadesError, trio.TooSlowError):
             raise
+        except trio.BrokenResourceError as error:  # the SDK ended its own task under us
+            raise _Lost(str(error)) from error
         except Exception as error:
             trouble = self._classify(error)
             if trouble is None:
@@ -110,9 +118,9 @@ class Link(Generic[C]):
             if trouble is Trouble.LOST:
                 raise _Lost(words) from error
             if trouble is not Trouble.REFUSED:
-                if trouble is Trouble.BUSY:
-                    self._delay = self._max
                 await self._drop(connection, words)
+                if trouble is Trouble.BUSY:
+                    self._back_off(self._max)
                 self._rotate()
                 words = f"{self.endpoint} gave an answer that makes no sense: {words}" if trouble is Trouble.NONSENSE else words
             raise (Refused if trouble is Trouble.REFUSED else ChainError)(words) from error
@@ -121,13 +129,10 @@ class Link(Generic[C]):
         """The connection, dialled if need be. Whoever waits for the lock gets the connection, or his own turn to dial."""
         async with self._lock:
             while self._connection is None:
+                await trio.sleep_until(min(ends, self._not_before))
                 left = ends - trio.current_time()
-                if left <= self._delay:
-                    await trio.sleep(max(0.0, left))
+                if left <= 0:
                     raise ChainError(f"{self.endpoint} gave no answer within {limit:g} s ({self.problem})")
-                await trio.sleep(self._delay)
-                self._delay = min(self._max, self._delay * 2 or self._first)
-                left = ends - trio.current_time()
                 self.dials += 1
                 try:
                     self._connection = await self._bridge.run(partial(self._dial, tuple(self._endpoints)), deadline=left)
@@ -146,8 +151,13 @@ class Link(Generic[C]):
 
     def _note(self, problem: str) -> None:
         self.problem = problem
+        self._back_off()
         log.warning("no connection: %s; next attempt in %.1f s", problem, self._delay)
         self._rotate()
+
+    def _back_off(self, least: float = 0.0) -> None:
+        self._delay = max(least, min(self._max, self._delay * 2 or self._first))
+        self._not_before = trio.current_time() + self._delay
 
     def _rotate(self) -> None:
         self._endpoints.append(self._endpoints.pop(0))
@@ -156,7 +166,9 @@ class Link(Generic[C]):
         if self._connection is not connection:
             return  # somebody else has dropped it already
         self._connection, self.problem = None, why
-        self._delay = self._delay or self._first / 4
+        if not self._proven:  # it broke before a single call succeeded: no hammering
+            self._back_off()
+        self._proven = False
         await self._close(connection)
 
     async def _close(self, connection: C) -> None:
@@ -174,7 +186,6 @@ class Link(Generic[C]):
         """Hang up so that the next call dials anew."""
         if self._connection is not None:
             await self._drop(self._connection, "")
-            self._delay = 0.0
 
     async def aclose(self) -> None:
         """Hang up for good."""

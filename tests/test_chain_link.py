@@ -99,6 +99,24 @@ async def test_redials_back_off_from_the_first_delay_to_the_longest(autojump_clo
     assert times[0] == 0.0
 
 
+async def test_calls_shorter_than_the_back_off_still_get_through_to_the_next_attempt(autojump_clock):
+    net = Net(up=())
+    link = net.link()
+    link._max = 30.0
+    for _ in range(12):
+        with pytest.raises(ChainError):
+            await link.call(script(1), deadline=10.0)
+    net.up.add("a")
+    start = trio.current_time()
+    while True:
+        try:
+            await link.call(script(1), deadline=10.0)
+        except ChainError:
+            continue
+        break
+    assert trio.current_time() - start <= 30.0
+
+
 async def test_a_read_is_asked_again_after_the_connection_broke_and_a_write_is_not(autojump_clock):
     net = Net()
     link = net.link()
