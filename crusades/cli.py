@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from crusades.cli_flags import parser
-from crusades.errors import ConfigError, CrusadesError, DeviceFault, FetchFault, RefereeFault, SandboxFault, UsageError
+from crusades.errors import ConfigError, CrusadesError, DeviceFault, RefereeFault, SandboxFault, UsageError
 
 if TYPE_CHECKING:
     from crusades.hparams import HParams
@@ -51,11 +51,6 @@ def read_train_py(name: str) -> bytes:
         return Path(name).read_bytes()
     except OSError as error:
         raise UsageError(f"cannot read {name}: {error.strerror}") from error
-
-
-def base_url(text: str) -> str:
-    """`HOST:PORT` or a URL → a URL without trailing slash."""
-    return (text if "://" in text else f"http://{text}").rstrip("/")
 
 
 def example(name: str) -> bytes:
@@ -154,26 +149,9 @@ def submit(arguments: Arguments) -> int:
 
 def status(arguments: Arguments) -> int:
     """Where submissions are, and why."""
-    import httpx
+    from crusades.status import run_status
 
-    from crusades.records import Page
-    from crusades.report import submissions_text
-
-    url = base_url(arguments.url)
-    query = {"limit": "50", **({"hotkey": arguments.hotkey} if arguments.hotkey else {})}
-    try:
-        answer = httpx.get(f"{url}/api/v1/submissions", params=query, timeout=10.0, trust_env=False)
-        answer.raise_for_status()
-        page = msgspec.json.decode(answer.content, type=Page)
-    except httpx.HTTPError as error:
-        raise FetchFault(f"no answer from the validator at {url} ({error}); give its address with --url HOST:PORT") from error
-    except msgspec.DecodeError as error:
-        raise FetchFault(f"what answers at {url} is not a crusades validator of this version ({error})") from error
-    if arguments.json:
-        print_json(page.items)
-    else:
-        print(submissions_text(page.items))
-    return 0
+    return run_status(arguments.url, arguments.hotkey, json=arguments.json)
 
 
 # ------------------------------------------------------------------------------------------------ commands for everybody
@@ -191,7 +169,7 @@ def tui(arguments: Arguments) -> int:
     """The dashboard in a terminal."""
     from crusades.tui import run
 
-    return run(base_url(arguments.url))
+    return run(arguments.url)
 
 
 def doctor(arguments: Arguments) -> int:

@@ -14,7 +14,7 @@ import pytest
 from crusades import cli, cli_flags, nvml
 from crusades import hparams as hparams_module
 from crusades.errors import ChainError, ConfigError, MustNotRestart, SandboxFault, UsageError
-from crusades.records import Outcome, Page, Reason, Stage, Status, Submission, Verdict
+from crusades.records import Outcome, Overview, Page, Reason, Stage, Status, Submission, Verdict, WeightsView
 
 ROOT = Path(__file__).parent.parent
 
@@ -223,6 +223,10 @@ SUBMISSION = Submission(
 )  # fmt: skip
 
 
+OVERVIEW = msgspec.json.encode(Overview(version="1", network="dev", netuid=1, hotkey="5V", uid=0, block=9, finalized_block=7, started_at=1.0, now=9.0, rules_version="1+x", profile="tiny",
+                                        model="tiny", counts={}, leader=None, slots=(), weights=WeightsView(), ready=True))  # fmt: skip
+
+
 @pytest.fixture
 def validator():
     """A server that answers like a validator; `asked` holds the paths."""
@@ -232,7 +236,7 @@ def validator():
             server.asked.append(self.path)
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(server.body)
+            self.wfile.write(server.body if "/submissions" in self.path else OVERVIEW if "/overview" in self.path else b'{"items":[]}')
 
         def log_message(self, *_):
             pass
@@ -249,7 +253,7 @@ def validator():
 
 def test_status_takes_a_bare_address_and_says_why(validator, capsys):
     assert cli.main(["status", "5Abc", "--url", f"127.0.0.1:{validator.server_port}"]) == 0
-    assert validator.asked == ["/api/v1/submissions?limit=50&hotkey=5Abc"]
+    assert validator.asked[0] == "/api/v1/submissions?limit=50&hotkey=5Abc"
     text = capsys.readouterr().out
     for word in ("rejected", "block 7", "1401", "unmoved", "half of it is missing", "train on everything"):
         assert word in text

@@ -21,7 +21,7 @@ LAYERS = (
     ("work", ["submission", "metrics", "alerts", "bench", "bench.*"]),
     ("viewers", ["web", "web_*", "tui", "tui.*"]),
     ("daemon", list(DAEMON)),
-    ("entry", ["check", "cli", "cli_*", "validator", "demo", "demo_*", "install"]),
+    ("entry", ["check", "cli", "cli_*", "status", "validator", "demo", "demo_*", "install"]),
 )  # fmt: skip
 
 OPEN = {"vocabulary", "pure", "entry"}

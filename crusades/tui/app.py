@@ -98,6 +98,8 @@ class Dashboard(App[int]):
         self._draw({"overview"})
 
     def _draw(self, changed: set[str]) -> None:
+        if not self.is_running or not self.screen_stack:
+            return  # a frame that came while the app was closing
         home = self.screen_stack[0]
         if not home.is_mounted or not home.query(StatusBar):
             return

@@ -38,7 +38,7 @@ def _shown(character: str) -> str:
     category = unicodedata.category(character)
     if category[0] == "C" or category in ("Zl", "Zp"):  # control, format (bidi, zero width), surrogate, private, unassigned, line breaks
         return SIGN
-    return character
+    return " " if category == "Zs" else character
 
 
 def short(key: str) -> str:
