@@ -41,7 +41,7 @@ def main() -> int:
         print(f"seed {seed}: {count} faults, {story.struck} met by a call, {len(story.committed)} commitments, {len(story.counted)} read, "
               f"errors {story.errors}, {story.seconds:.1f} s: {words or 'ok'}", flush=True)
         seed += 1
-    print(f"{injected} faults injected ({struck} met by a call, the others were outages and reorganisations), {committed} commitments: {bad} runs failed")
+    print(f"{injected} faults injected ({struck} met by a call, the others were outages, reorganisations, or found no call to meet), {committed} commitments: {bad} runs failed")
     return 1 if bad else 0
 
 
