@@ -107,6 +107,7 @@ async def run(config: DaemonConfig, *, task_status: trio.TaskStatus[Started] = t
     from crusades.store import open_store
 
     settings = config.hparams
+    await trio.to_thread.run_sync(_load_early)
     async with (
         open_bridge() as bridge,
         open_store(config.state_dir, bridge, settings.store) as store,
@@ -123,6 +124,7 @@ async def serve(ctx: Context, config: DaemonConfig, *, task_status: trio.TaskSta
 
     async with trio.open_nursery() as house:
         url = await house.start(config.parts.serve_web or serve_web, ctx, config)
+        log.info("web server at %s", url)
         house.start_soon(watch, ctx)
         house.start_soon(keep_house, ctx)
         house.start_soon(tell_viewers, ctx)
@@ -296,6 +298,17 @@ def make_context(config: DaemonConfig, store: Any, chain: Any, *, is_dev: bool) 
                    board=board, health=Health(), metrics=Metrics(), open_slot=config.parts.open_slot or _judge,
                    fingerprint=config.parts.fingerprint or _fingerprint, control=config.parts.control,
                    accept_empty_state=config.accept_empty_state)
+
+
+def _load_early() -> None:
+    """What takes its time at the first use, before anybody measures the event loop: imports and the certificates of TLS."""
+    import crusades.bench.evaluate
+    import crusades.rules
+    import crusades.scoring
+    import crusades.web  # noqa: F401
+    from crusades.fetch import tls_context
+
+    tls_context()
 
 
 def _judge(config: Any) -> Any:

@@ -4,6 +4,8 @@ The parent runs the chain, the hosts of files and the miners; the child (`python
 `crusades.daemon.run` as the validator runs it, but for the judge. `invariants` is what must hold whenever it is dead.
 """
 
+import hashlib
+import itertools
 import json
 import os
 import random
@@ -11,7 +13,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
+import zlib
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,8 +57,7 @@ def child(text):
 
     class Noting(FakeJudge):
         async def evaluate(self, job):
-            with open(orders.journal, "a") as file:
-                file.write(json.dumps([os.getpid(), job.submission_id, len(job.finished_runs)]) + "\n")
+            note(orders.journal, [os.getpid(), job.submission_id, len(job.finished_runs)])
             return await super().evaluate(job)
 
     judge = Noting(runs=RUNS, seconds=orders.run_seconds)
@@ -64,6 +65,12 @@ def child(text):
     config = DaemonConfig(hparams=settings, network=orders.network, netuid=NETUID, state_dir=Path(orders.state_dir), wallet=wallet,
                           parts=Parts(open_slot=judge.opener()))
     trio.run(run, config)
+
+
+def note(path, what):
+    """One line, in one write: a kill cannot tear it."""
+    with open(path, "a") as file:
+        file.write(json.dumps(what) + "\n")
 
 
 # ------------------------------------------------------------------------------------------------ the parent
@@ -93,21 +100,20 @@ class Lab:
         return self.folder / "state"
 
     async def submit(self, number):
-        """One miner commits one file; every fifth file breaks a rule of the judge."""
+        """One miner of two hundred commits one file; every fifth file breaks a rule of the judge."""
         from crusades.chain import create_wallet
         from crusades.payload import format_payload
         from crusades.records import Commitment, Payload
 
-        wallet = create_wallet(f"miner{number}", "default", str(self.folder / "wallets"))
+        wallet = create_wallet(f"miner{number % 200}", "default", str(self.folder / "wallets"))
         hotkey = wallet.hotkey.ss58_address
-        self.net.register(NETUID, hotkey, wallet.coldkeypub.ss58_address)
+        if self.net.uid(NETUID, hotkey) is None:
+            self.net.register(NETUID, hotkey, wallet.coldkeypub.ss58_address)
         score = None if number % 5 == 4 else 30.0 + number / 10
         order = "# reject" if score is None else f"# mfu {score}"
         body = f"{order}\ndef inner_steps(model, data_iterator, optimizer, num_steps, device):\n    return {number}\n".encode()
         name = f"{number}.py"
         self.files[name] = body
-        import hashlib
-
         payload = format_payload(Payload(sha256=hashlib.sha256(body).hexdigest(), url=f"{self.address}/{name}"))
         committed = await self.chain.commit(payload, wallet, 4)
         row = Commitment(netuid=NETUID, hotkey=hotkey, uid=None, commit_block=committed.block)
@@ -145,7 +151,7 @@ class Lab:
         """Every submission is final and the weights are where they must be, or TooSlowError."""
         best = max((score for score in self.expected.values() if score is not None), default=None)
         with trio.fail_after(patience):
-            while True:
+            while True:  # the database is another process's: there is nothing to be woken by
                 final = dict(self.rows("SELECT id, status FROM submissions WHERE status IN ('scored', 'rejected', 'faulted')"))
                 applied = self.rows("SELECT view FROM weights ORDER BY n DESC LIMIT 1")
                 if self.expected.keys() <= final.keys() and (best is None or (applied and json.loads(applied[0][0]).get("equal"))):
@@ -173,7 +179,7 @@ def invariants(lab):
         steps = history.get(id_, [])
         if not steps or steps[-1][0] != status:
             yield f"{id_} is {status}, and its last transition says {steps[-1:] or 'nothing'}"
-        for (old, _), (new, _) in zip(steps, steps[1:], strict=False):
+        for (old, _), (new, _) in itertools.pairwise(steps):
             if new not in DAEMON[old] and new not in CHAIN[old]:
                 yield f"{id_} went from {old} to {new}"
         if status == "faulted" or (status == "rejected" and steps[-1][1] // 1000 != 1):
@@ -194,8 +200,6 @@ def _runs(lab):
     from crusades.records import Run
 
     decode = msgspec.msgpack.Decoder(Run).decode
-    import zlib
-
     seen = {}
     for id_, evaluation, blob in lab.rows("SELECT submission, evaluation, run FROM runs ORDER BY n"):
         run = decode(zlib.decompress(blob))
@@ -241,6 +245,17 @@ async def open_lab(folder, *, block_time=0.25):
                 yield Lab(net, chain, folder, files, address, validator=validator.hotkey.ss58_address)
 
 
+async def ended(process, patience=40.0):
+    """Wait for a child without blocking the chain's thread."""
+    pidfd = os.pidfd_open(process.pid)
+    try:
+        with trio.fail_after(patience):
+            await trio.lowlevel.wait_readable(pidfd)
+    finally:
+        os.close(pidfd)
+    process.wait()
+
+
 async def kill_story(lab, *, kills, submissions, seed, life=(0.3, 4.0), say=lambda words: None):
     """Kill the daemon `kills` times at random moments while miners submit; then let it finish, and stop it in order."""
     dice = random.Random(seed)
@@ -262,9 +277,7 @@ async def kill_story(lab, *, kills, submissions, seed, life=(0.3, 4.0), say=lamb
     with lab.daemon() as process:
         await lab.until_judged()
         process.send_signal(signal.SIGTERM)
-        began = time.monotonic()
-        while process.poll() is None and time.monotonic() - began < 40:
-            await trio.sleep(0.05)
+        await ended(process)
         assert process.returncode == 0, f"a staged stop ended with {process.returncode}"
     lab.check()
     unknown = lab.expected.keys() - {id_ for (id_,) in lab.rows("SELECT id FROM submissions")}

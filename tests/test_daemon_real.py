@@ -3,8 +3,7 @@
 import signal
 
 import pytest
-import trio
-from kill_lab import kill_story, open_lab
+from kill_lab import ended, kill_story, open_lab
 
 
 async def test_one_submissions_whole_life_for_real(tmp_path):
@@ -14,14 +13,12 @@ async def test_one_submissions_whole_life_for_real(tmp_path):
         with lab.daemon() as process:
             await lab.until_judged(60.0)
             process.send_signal(signal.SIGTERM)
-            with trio.fail_after(30):
-                while process.poll() is None:
-                    await trio.sleep(0.05)
+            await ended(process)
         assert process.returncode == 0, (lab.folder / "daemon.log").read_text()
         lab.check()
         steps = [status for (status,) in lab.rows("SELECT status FROM transitions ORDER BY n")]
         assert steps[-5:] == ["fetched", "checked", "queued", "running", "scored"]
-        uid = lab.net.uid(1, lab.chain and next(iter(lab.rows("SELECT hotkey FROM submissions")))[0])
+        uid = lab.net.uid(1, lab.rows("SELECT hotkey FROM submissions")[0][0])
         validator = lab.net.uid(1, lab.validator)
         assert lab.net.weights(1, validator) == {uid: 65535}
 
