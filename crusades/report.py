@@ -31,7 +31,8 @@ def _nearest(run: Run) -> str:
     if not judged:
         return "no limits: calibrate"
     worst = max(judged, key=closeness)
-    return f"{worst.name} {closeness(worst):.0%} of its limit"
+    share = closeness(worst)
+    return f"{worst.name} {share:.0%} of its limit" if share < 10 else f"{worst.name} {share:,.0f} times its limit"
 
 
 def runs_text(runs: Sequence[Run]) -> str:
@@ -56,10 +57,14 @@ def reason_text(verdict: Verdict) -> str:
     where = f", line {verdict.line}" if verdict.line else ""
     lines = [f"{verdict.stage or 'run'}: {verdict.message}{where}"]
     if verdict.measured is not None and verdict.limit is not None:
-        lines.append(f"    measured {verdict.measured}, limit {verdict.limit}")
+        lines.append(f"    measured {_number(verdict.measured)}, limit {_number(verdict.limit)}")
     if verdict.hint:
         lines.append(f"    to do: {verdict.hint}")
     return "\n".join(lines)
+
+
+def _number(value: float | str) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def verdict_text(verdict: Verdict) -> str:
