@@ -14,6 +14,7 @@ import trio
 import crusades.sandbox
 from crusades import hparams
 from crusades.errors import SandboxFault
+from crusades.sandbox import cgroups
 from crusades.sandbox.launch import Box, ExitStatus, spawn
 from crusades.sandbox.policy import Policy, contestant_policy
 
@@ -116,5 +117,24 @@ async def run(source: str, *, using: Policy | None = None, mounts=None, prelude:
     return Ran(status, box.output_tail())
 
 
+def family(box: Box) -> list[int]:
+    """Host pids of everything in the box: whoever is orphaned there becomes init's child."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            text = stat.read_text()
+        except OSError:
+            continue  # gone meanwhile
+        state, parent = text.rpartition(")")[2].split()[:2]
+        if state != "Z":  # dead, and waiting for the host's init to take note
+            parents[int(stat.parent.name)] = int(parent)
+    found = {box.pid} & parents.keys()
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return sorted(found)
+
+
+CGROUPS = cgroups.hierarchy().complete
+"""Without them memory is bounded per process only, and memory files by their size alone: docs/security.md says so."""
 _missing = why_no_sandbox()
 needs_sandbox = pytest.mark.skipif(bool(_missing), reason=f"no sandbox here: {_missing}")

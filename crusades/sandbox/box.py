@@ -122,8 +122,8 @@ class Box:
                     await trio.lowlevel.wait_readable(self._init)
                 with trio.move_on_after(END_PATIENCE):
                     await _until(self._cgroup_gone)
-                self._outcome = self._judge(stuck=patience.cancelled_caught)
                 self._last_words()
+                self._outcome = self._judge(stuck=patience.cancelled_caught)
                 nursery.cancel_scope.cancel()
         finally:
             self._close()
@@ -160,7 +160,7 @@ class Box:
         oom = bool(self._oom_kills)
         code = _exit_code(read_now(self._status))
         if code is None and not self._killed and not oom:
-            said = self._tail.text().strip() or read_now(self._output).decode("utf-8", "replace").strip()
+            said = self._tail.text().strip()
             return SandboxFault(f"the sandbox could not be built: {said or f'bubblewrap ended with {self._process.returncode}'}")
         return self._status_of(code, oom)
 
@@ -181,8 +181,11 @@ class Box:
         if self._process.poll() is None:  # the event loop is going: no more waiting for its events
             self._signal_init()
             _block_until_readable(self._init, TEARDOWN_PATIENCE)
-            self._process.kill()
-            self._process.wait()
+            try:
+                self._process.wait(TEARDOWN_PATIENCE)  # it reaps init, and ends
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
         self._cgroup_gone()
         for descriptor in (self._init, self._output, self._status):
             os.close(descriptor)

@@ -47,6 +47,7 @@ def interpreter_mounts() -> tuple[Mount, ...]:
             wanted.append(prefix)
     _refuse_home(wanted)
     mounts = [Mount(path, "the interpreter and its packages", path) for path in dict.fromkeys(wanted)]
+    mounts += [Mount(f"{path}/pip.conf", "may hold a password of a package index", kind="hide", optional=True) for path in dict.fromkeys(wanted)]
     if sys.prefix != _real(sys.prefix):
         mounts.append(Mount(sys.prefix, "the name the environment goes by", _real(sys.prefix), "link"))
     return tuple(mounts) + (() if any(_within(sys.executable, m.inside) for m in mounts) else _chain(sys.executable, "the interpreter"))
