@@ -26,7 +26,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Base of all sections."""
 
 
-class Competition(Section, kw_only=True):
+class Competition(Section, frozen=True, kw_only=True):
     """Identifies the rules in force (design.md §4). Owned by `rules` and `scoring`."""
 
     version: str = "1"
@@ -37,7 +37,7 @@ class Competition(Section, kw_only=True):
     """The profile on `--network dev`."""
 
 
-class Scoring(Section, kw_only=True):
+class Scoring(Section, frozen=True, kw_only=True):
     """Owned by `scoring`."""
 
     margin: Share = 0.005
@@ -50,7 +50,7 @@ class Scoring(Section, kw_only=True):
     """Share that goes to the subnet owner's uid. It costs the whole subnet emission (docs/operating.md)."""
 
 
-class Chain(Section, kw_only=True):
+class Chain(Section, frozen=True, kw_only=True):
     """Owned by `chain`. Times in seconds, spans in blocks."""
 
     endpoints: tuple[str, ...] = ()
@@ -79,7 +79,7 @@ class Chain(Section, kw_only=True):
     """SS58 address that receives the fee."""
 
 
-class Fetch(Section, kw_only=True):
+class Fetch(Section, frozen=True, kw_only=True):
     """Owned by `fetch`."""
 
     max_bytes: Count = 500_000
@@ -94,7 +94,7 @@ class Fetch(Section, kw_only=True):
     """Only a development network wants this; it is forced on by `--network dev`."""
 
 
-class Sandbox(Section, kw_only=True):
+class Sandbox(Section, frozen=True, kw_only=True):
     """Owned by `sandbox`. Bytes unless said otherwise."""
 
     memory_bytes: Count = 16 << 30
@@ -110,7 +110,7 @@ class Sandbox(Section, kw_only=True):
     """Seconds from spawn to the harness's first frame."""
 
 
-class Deadlines(Section, kw_only=True):
+class Deadlines(Section, frozen=True, kw_only=True):
     """Seconds, wall clock. Owned by `bench.evaluate`."""
 
     load: Positive = 60.0
@@ -123,7 +123,7 @@ class Deadlines(Section, kw_only=True):
     """Answering the questions about the result, off the clock."""
 
 
-class Model(Section, kw_only=True):
+class Model(Section, frozen=True, kw_only=True):
     """Where the weights come from: exactly one of `config`, `path` and `hub`."""
 
     config: str = ""
@@ -141,7 +141,7 @@ class Model(Section, kw_only=True):
     """Random initialisation draws new weights for every exam set, from a secret seed."""
 
 
-class Data(Section, kw_only=True):
+class Data(Section, frozen=True, kw_only=True):
     """Where the tokens come from: `synthetic`, or files, or a hub dataset that `crusades setup` has tokenised."""
 
     source: Literal["synthetic", "files", "hub"] = "synthetic"
@@ -157,7 +157,7 @@ class Data(Section, kw_only=True):
     """How much of the dataset the cache keeps."""
 
 
-class AuditSettings(Section, kw_only=True):
+class AuditSettings(Section, frozen=True, kw_only=True):
     """Owned by `bench.referee.audit`: how much is sampled, not how it is judged."""
 
     coordinates: Count = 1_000_000
@@ -175,7 +175,7 @@ class AuditSettings(Section, kw_only=True):
     """Sequences per backward of the reference pass."""
 
 
-class Profile(Section, kw_only=True):
+class Profile(Section, frozen=True, kw_only=True):
     """One workload: model, data, sizes, limits. Owned by `bench.profile`."""
 
     model: Model
@@ -207,7 +207,7 @@ class Profile(Section, kw_only=True):
     """How the limits came about: command, device, date."""
 
 
-class Store(Section, kw_only=True):
+class Store(Section, frozen=True, kw_only=True):
     """Owned by `store`."""
 
     keep_events: Count = 100_000
@@ -215,7 +215,7 @@ class Store(Section, kw_only=True):
     backup_hours: Positive = 24.0
 
 
-class Web(Section, kw_only=True):
+class Web(Section, frozen=True, kw_only=True):
     """Owned by `web`."""
 
     listen: str = "127.0.0.1:8080"
@@ -224,7 +224,7 @@ class Web(Section, kw_only=True):
     """Events a websocket client may fall behind before it is told to take a new snapshot."""
 
 
-class Daemon(Section, kw_only=True):
+class Daemon(Section, frozen=True, kw_only=True):
     """Owned by `daemon`."""
 
     shutdown_grace: Positive = 20.0
@@ -237,7 +237,7 @@ class Daemon(Section, kw_only=True):
     disk_low_bytes: Count = 2 << 30
 
 
-class HParams(Section, kw_only=True):
+class HParams(Section, frozen=True, kw_only=True):
     """The whole file."""
 
     competition: Competition = Competition()

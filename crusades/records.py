@@ -63,7 +63,7 @@ class Stage(StrEnum):
 # ------------------------------------------------------------------------------------------------ the chain
 
 
-class Payload(Record, kw_only=True):
+class Payload(Record, frozen=True, kw_only=True):
     """What a miner committed (design.md §7.4)."""
 
     sha256: str
@@ -73,7 +73,7 @@ class Payload(Record, kw_only=True):
     """`<block>-<index>` of a fee transfer, when the commitment names one."""
 
 
-class Commitment(Record, kw_only=True):
+class Commitment(Record, frozen=True, kw_only=True):
     """One commitment of one hotkey, as read from the chain. `payload` is None while sealed or when it is not ours."""
 
     netuid: int
@@ -103,7 +103,7 @@ class Commitment(Record, kw_only=True):
         return hashlib.sha256(f"{self.netuid}:{self.hotkey}:{self.commit_block}".encode()).hexdigest()[:16]
 
 
-class Neuron(Record, kw_only=True):
+class Neuron(Record, frozen=True, kw_only=True):
     """One registered key of the subnet."""
 
     uid: int
@@ -119,7 +119,7 @@ class Neuron(Record, kw_only=True):
 # ------------------------------------------------------------------------------------------------ verdicts
 
 
-class Reason(Record, kw_only=True):
+class Reason(Record, frozen=True, kw_only=True):
     """Why something was rejected, void or delayed, for people: what, where, measured against which limit, what to do."""
 
     code: int
@@ -137,7 +137,7 @@ class Reason(Record, kw_only=True):
     """What to do about it."""
 
 
-class Finding(Record, kw_only=True):
+class Finding(Record, frozen=True, kw_only=True):
     """One static finding of the rule scanner, like a linter's."""
 
     rule: str
@@ -151,7 +151,7 @@ class Finding(Record, kw_only=True):
     end_column: int | None = None
 
 
-class Statistic(Record, kw_only=True):
+class Statistic(Record, frozen=True, kw_only=True):
     """One number of the audit."""
 
     name: str
@@ -168,7 +168,7 @@ class Statistic(Record, kw_only=True):
         return self.limit is None or (self.value is not None and self.value <= self.limit)
 
 
-class Audit(Record, kw_only=True):
+class Audit(Record, frozen=True, kw_only=True):
     """Everything the audit measured in one run. `worst` is the judged statistic nearest to (or furthest past) its limit."""
 
     worst: str
@@ -182,7 +182,7 @@ class Audit(Record, kw_only=True):
         return all(s.passed for s in self.statistics)
 
 
-class Run(Record, kw_only=True):
+class Run(Record, frozen=True, kw_only=True):
     """One run of inner_steps: run 0 warms up, the others are scored."""
 
     index: int
@@ -208,7 +208,7 @@ class Run(Record, kw_only=True):
     """Why this run does not count (hardware, never the submission); empty for a run that counts."""
 
 
-class Verdict(Record, kw_only=True):
+class Verdict(Record, frozen=True, kw_only=True):
     """The result of one evaluation: what `crusades bench --json` prints and the store keeps (design.md §7.2)."""
 
     verdict: Outcome
@@ -254,7 +254,7 @@ def rejected(reason: Reason, **extra: Any) -> Verdict:
                    measured=reason.measured, limit=reason.limit, line=reason.line, hint=reason.hint, **extra)
 
 
-class Source(Record, kw_only=True):
+class Source(Record, frozen=True, kw_only=True):
     """A fetched train.py: exactly the bytes whose hash was committed."""
 
     sha256: str
@@ -273,7 +273,7 @@ class Source(Record, kw_only=True):
 # ------------------------------------------------------------------------------------------------ the store's views, and the API's
 
 
-class Transition(Record, kw_only=True):
+class Transition(Record, frozen=True, kw_only=True):
     """One row of a submission's history; written before its side effect."""
 
     status: Status
@@ -283,7 +283,7 @@ class Transition(Record, kw_only=True):
     note: str = ""
 
 
-class Submission(Record, kw_only=True):
+class Submission(Record, frozen=True, kw_only=True):
     """One submission as the API and every client sees it."""
 
     id: str
@@ -314,7 +314,7 @@ class Submission(Record, kw_only=True):
     """While running: "run 2 of 5"."""
 
 
-class SubmissionDetail(Record, kw_only=True):
+class SubmissionDetail(Record, frozen=True, kw_only=True):
     """`submissions/{id}`."""
 
     submission: Submission
@@ -322,7 +322,7 @@ class SubmissionDetail(Record, kw_only=True):
     verdict: Verdict | None = None
 
 
-class Standing(Record, kw_only=True):
+class Standing(Record, frozen=True, kw_only=True):
     """One row of the leaderboard; the best accepted submission of each hotkey."""
 
     rank: int
@@ -337,7 +337,7 @@ class Standing(Record, kw_only=True):
     """"leads since block 120", "0.4 % behind the leader; needs 1 %"."""
 
 
-class HistoryPoint(Record, kw_only=True):
+class HistoryPoint(Record, frozen=True, kw_only=True):
     """One scored submission in time: for the MFU history chart."""
 
     at: float
@@ -350,7 +350,7 @@ class HistoryPoint(Record, kw_only=True):
     took_lead: bool
 
 
-class SlotView(Record, kw_only=True):
+class SlotView(Record, frozen=True, kw_only=True):
     """One device and what it is doing."""
 
     name: str
@@ -363,7 +363,7 @@ class SlotView(Record, kw_only=True):
     since: float = 0.0
 
 
-class WeightsView(Record, kw_only=True):
+class WeightsView(Record, frozen=True, kw_only=True):
     """What we asked the chain for and what it holds."""
 
     asked: dict[int, float] = {}
@@ -380,7 +380,7 @@ class WeightsView(Record, kw_only=True):
     """Why weights are not being set right now; empty when they are."""
 
 
-class Overview(Record, kw_only=True):
+class Overview(Record, frozen=True, kw_only=True):
     """`/api/v1/overview`: one look at the validator."""
 
     version: str
@@ -407,14 +407,14 @@ class Overview(Record, kw_only=True):
     """Shown on every page: "this is a development network, no real chain"."""
 
 
-class Page(Record, kw_only=True):
+class Page(Record, frozen=True, kw_only=True):
     """A cursor page of submissions, newest first."""
 
     items: tuple[Submission, ...]
     next_cursor: str | None = None
 
 
-class Event(Record, kw_only=True):
+class Event(Record, frozen=True, kw_only=True):
     """One published change; sequence numbers have no gaps within one store."""
 
     seq: int
@@ -426,7 +426,7 @@ class Event(Record, kw_only=True):
     """The changed record as JSON-ready builtins: a Submission for "submission", a Run for "run", a SlotView for "slot" …"""
 
 
-class ApiError(Record, kw_only=True):
+class ApiError(Record, frozen=True, kw_only=True):
     """The one shape of every error answer."""
 
     error: str

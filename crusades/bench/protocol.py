@@ -37,7 +37,7 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 # ------------------------------------------------------------------------------------------------ contestant → referee: claims
 
 
-class Hello(Frame, kw_only=True, tag="hello"):
+class Hello(Frame, frozen=True, kw_only=True, tag="hello"):
     """The harness is up; torch is imported."""
 
     versions: dict[str, str]
@@ -45,33 +45,33 @@ class Hello(Frame, kw_only=True, tag="hello"):
     """Which limit is enforced by what inside: for the report only."""
 
 
-class Built(Frame, kw_only=True, tag="built"):
+class Built(Frame, frozen=True, kw_only=True, tag="built"):
     """The model exists on the meta device."""
 
     parameters: int
 
 
-class Attached(Frame, kw_only=True, tag="attached"):
+class Attached(Frame, frozen=True, kw_only=True, tag="attached"):
     """Weights and moments are mapped."""
 
 
-class Loaded(Frame, kw_only=True, tag="loaded"):
+class Loaded(Frame, frozen=True, kw_only=True, tag="loaded"):
     """train.py is imported and has inner_steps."""
 
 
-class Ready(Frame, kw_only=True, tag="ready"):
+class Ready(Frame, frozen=True, kw_only=True, tag="ready"):
     """A fresh optimizer looks at the restored memory."""
 
     run: int
 
 
-class Next(Frame, kw_only=True, tag="next"):
+class Next(Frame, frozen=True, kw_only=True, tag="next"):
     """Step `step` − 1 is in the parameters; batch `step` is wanted."""
 
     step: int
 
 
-class Done(Frame, kw_only=True, tag="done"):
+class Done(Frame, frozen=True, kw_only=True, tag="done"):
     """inner_steps has returned and the device is idle."""
 
     run: int
@@ -85,11 +85,11 @@ class Done(Frame, kw_only=True, tag="done"):
     peak_memory: int | None = None
 
 
-class Logits(Frame, kw_only=True, tag="logits"):
+class Logits(Frame, frozen=True, kw_only=True, tag="logits"):
     """Payload: float32, positions × columns."""
 
 
-class Failed(Frame, kw_only=True, tag="failed"):
+class Failed(Frame, frozen=True, kw_only=True, tag="failed"):
     """The submission failed in a way that the harness could still tell."""
 
     stage: str
@@ -116,7 +116,7 @@ class ParameterSpec(msgspec.Struct, frozen=True, kw_only=True):
     """In elements from the segment's start."""
 
 
-class Build(Frame, kw_only=True, tag="build"):
+class Build(Frame, frozen=True, kw_only=True, tag="build"):
     """Build the model on the meta device."""
 
     config: dict[str, Any]
@@ -131,7 +131,7 @@ class Build(Frame, kw_only=True, tag="build"):
     optimizer: dict[str, float]
 
 
-class Attach(Frame, kw_only=True, tag="attach"):
+class Attach(Frame, frozen=True, kw_only=True, tag="attach"):
     """Map the three segments. On CPU the memfd follows as SCM_RIGHTS on the byte after this frame."""
 
     kind: str
@@ -143,7 +143,7 @@ class Attach(Frame, kw_only=True, tag="attach"):
     """Hex of the cudaIpcMemHandle_t."""
 
 
-class Load(Frame, kw_only=True, tag="load"):
+class Load(Frame, frozen=True, kw_only=True, tag="load"):
     """Import the submission."""
 
     path: str
@@ -151,25 +151,25 @@ class Load(Frame, kw_only=True, tag="load"):
     """The hook's table; empty = rules are skipped."""
 
 
-class Prepare(Frame, kw_only=True, tag="prepare"):
+class Prepare(Frame, frozen=True, kw_only=True, tag="prepare"):
     """Memory is restored: make a fresh optimizer."""
 
     run: int
 
 
-class Go(Frame, kw_only=True, tag="go"):
+class Go(Frame, frozen=True, kw_only=True, tag="go"):
     """Payload: batch 0, int64 (batch, sequence)."""
 
     run: int
 
 
-class Batch(Frame, kw_only=True, tag="batch"):
+class Batch(Frame, frozen=True, kw_only=True, tag="batch"):
     """Payload: batch `step`."""
 
     step: int
 
 
-class Show(Frame, kw_only=True, tag="show"):
+class Show(Frame, frozen=True, kw_only=True, tag="show"):
     """Send final_logits at these positions and columns as float32."""
 
     rows: tuple[int, ...]
@@ -177,14 +177,14 @@ class Show(Frame, kw_only=True, tag="show"):
     columns: tuple[int, ...]
 
 
-class Bye(Frame, kw_only=True, tag="bye"):
+class Bye(Frame, frozen=True, kw_only=True, tag="bye"):
     """Nothing more is wanted."""
 
 
 # ------------------------------------------------------------------------------------------------ daemon → referee
 
 
-class Configure(Frame, kw_only=True, tag="configure"):
+class Configure(Frame, frozen=True, kw_only=True, tag="configure"):
     """First frame: what is judged, on which device."""
 
     profile: Profile
@@ -194,7 +194,7 @@ class Configure(Frame, kw_only=True, tag="configure"):
     cache_dir: str = ""
 
 
-class PrepareExams(Frame, kw_only=True, tag="prepare_exams"):
+class PrepareExams(Frame, frozen=True, kw_only=True, tag="prepare_exams"):
     """Make sure that `fresh` exams exist that this submission may be served. Only while no contestant is connected."""
 
     submission_id: str
@@ -202,20 +202,20 @@ class PrepareExams(Frame, kw_only=True, tag="prepare_exams"):
     wanted: int
 
 
-class Connect(Frame, kw_only=True, tag="connect"):
+class Connect(Frame, frozen=True, kw_only=True, tag="connect"):
     """The contestant's channel follows as SCM_RIGHTS on the byte after this frame."""
 
     deadline: float
 
 
-class LoadSubmission(Frame, kw_only=True, tag="load_submission"):
+class LoadSubmission(Frame, frozen=True, kw_only=True, tag="load_submission"):
     """Attach memory and import train.py."""
 
     path: str
     rules: dict[str, Any]
 
 
-class DoRun(Frame, kw_only=True, tag="do_run"):
+class DoRun(Frame, frozen=True, kw_only=True, tag="do_run"):
     """One run with one exam."""
 
     index: int
@@ -225,7 +225,7 @@ class DoRun(Frame, kw_only=True, tag="do_run"):
     block: int
 
 
-class Release(Frame, kw_only=True, tag="release"):
+class Release(Frame, frozen=True, kw_only=True, tag="release"):
     """The contestant is dead: drop its channel, wait until the card's memory is free, overwrite it."""
 
 
@@ -235,7 +235,7 @@ Order = Configure | PrepareExams | Connect | LoadSubmission | DoRun | Release
 # ------------------------------------------------------------------------------------------------ referee → daemon
 
 
-class Configured(Frame, kw_only=True, tag="configured"):
+class Configured(Frame, frozen=True, kw_only=True, tag="configured"):
     """The model is loaded."""
 
     device: str
@@ -247,7 +247,7 @@ class Configured(Frame, kw_only=True, tag="configured"):
     seconds: float
 
 
-class ExamsReady(Frame, kw_only=True, tag="exams_ready"):
+class ExamsReady(Frame, frozen=True, kw_only=True, tag="exams_ready"):
     """How many this submission may be served now, and what it cost."""
 
     available: int
@@ -257,7 +257,7 @@ class ExamsReady(Frame, kw_only=True, tag="exams_ready"):
     """Hex seeds of exams that will never be served again."""
 
 
-class Connected(Frame, kw_only=True, tag="connected"):
+class Connected(Frame, frozen=True, kw_only=True, tag="connected"):
     """The contestant has built its model (or failed to)."""
 
     versions: dict[str, str] = {}
@@ -265,13 +265,13 @@ class Connected(Frame, kw_only=True, tag="connected"):
     reason: Reason | None = None
 
 
-class SubmissionLoaded(Frame, kw_only=True, tag="submission_loaded"):
+class SubmissionLoaded(Frame, frozen=True, kw_only=True, tag="submission_loaded"):
     """train.py is imported (or refused)."""
 
     reason: Reason | None = None
 
 
-class Ran(Frame, kw_only=True, tag="ran"):
+class Ran(Frame, frozen=True, kw_only=True, tag="ran"):
     """A run is over. With a `reason` the submission has failed; `run` is there whenever the audit took place."""
 
     run: Run | None = None
@@ -280,13 +280,13 @@ class Ran(Frame, kw_only=True, tag="ran"):
     """The channel ended: the daemon knows the exit status and may say more."""
 
 
-class Released(Frame, kw_only=True, tag="released"):
+class Released(Frame, frozen=True, kw_only=True, tag="released"):
     """The slot is clean."""
 
     seconds: float
 
 
-class RefereeError(Frame, kw_only=True, tag="referee_error"):
+class RefereeError(Frame, frozen=True, kw_only=True, tag="referee_error"):
     """Our own failure; the referee exits after it."""
 
     message: str
