@@ -77,6 +77,13 @@ def test_one_card_and_no_other():
     assert nodes == ["/dev/nvidia3", "/dev/nvidiactl", "/dev/nvidia-uvm"]
 
 
+def test_with_a_card_the_parts_of_proc_that_steer_the_machine_stay_read_only(policy):
+    line = words(replace(policy, gpu=True))
+    bound = [line[i + 2] for i, word in enumerate(line) if word == "--ro-bind"]
+    assert ("--remount-ro", "/proc") not in itertools.pairwise(line)
+    assert {"/proc/sys", "/proc/irq"} <= set(bound)
+
+
 def test_settings_reach_the_limits():
     policy = contestant_policy(hparams.Sandbox(memory_bytes=5, max_processes=6, tmp_bytes=7, max_open_files=8, output_bytes=9))
     limits = policy.limits

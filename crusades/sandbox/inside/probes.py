@@ -140,8 +140,10 @@ def _has_content(path: str) -> bool:
 
 def read_only() -> tuple[bool, str]:
     """Nothing can be changed but the scratch folders."""
-    places = ("/", "/dev", "/etc", "/usr/lib", "/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger", "/proc/self/oom_score_adj", "/inside/guard", sys.prefix,
+    places = ("/", "/dev", "/etc", "/usr/lib", "/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger", "/proc/irq", "/inside/guard", sys.prefix,
               sys.base_prefix, "/sys/devices/system/cpu")  # fmt: skip
+    if not os.path.exists("/dev/nvidiactl"):  # cuInit must write below /proc/self; it reaches this process alone
+        places += ("/proc/self/oom_score_adj",)
 
     def attempt(place: str) -> None:
         if os.path.isdir(place):
