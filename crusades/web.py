@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 import trio
@@ -29,6 +30,7 @@ from crusades.web_cache import Answer, encode
 from crusades.web_errors import NAMES, Refused, body
 from crusades.web_live import Hub
 from crusades.web_serve import serve
+from crusades.web_shortcut import Make, Shortcut
 from crusades.web_views import Rank, Views
 
 __all__ = ["Application", "create_app", "serve"]
@@ -54,7 +56,7 @@ SECURITY_HEADERS = {
 """On every answer. Names and URLs of strangers are shown on the page: scripts and styles come from our own files only."""
 
 _ID = re.compile(r"[0-9a-f]{16}")
-_HOTKEY = re.compile(r"[1-9A-HJ-NP-Za-km-z]{1,64}")
+_HOTKEY = re.compile(r"[0-9A-Za-z]{1,64}")
 _SHA256 = re.compile(r"[0-9a-f]{32}|[0-9a-f]{64}")
 _CURSOR = re.compile(r"[A-Za-z0-9_.:=-]{1,200}")
 
@@ -64,6 +66,7 @@ class Application(QuartTrio):
 
     views: Views
     hub: Hub
+    shortcut: Shortcut
 
 
 def create_app(store: Any, board: Board, hparams: HParams, *, rules_version: str, metrics: Callable[[], bytes] | None = None,
@@ -79,6 +82,8 @@ def create_app(store: Any, board: Board, hparams: HParams, *, rules_version: str
     app.url_map.merge_slashes = False
     app.views = Views(store, board, rules_version, rank, rules)
     app.hub = Hub(store, app.views, max_clients=hparams.web.max_clients, client_queue=hparams.web.client_queue)
+    app.shortcut = Shortcut(app.asgi_app, SECURITY_HEADERS)
+    app.asgi_app = app.shortcut  # type: ignore[method-assign]
     _error_shape(app)
     _documents(app)
     _live(app)
@@ -104,6 +109,13 @@ def _response(payload: bytes, content_type: str, *, status: int = 200, etag: str
 
 def _json(answer: Answer) -> Response:
     return _response(answer.body, JSON, etag=answer.etag)
+
+
+async def _document(app: Application, make: Make) -> Response:
+    """A document, and the shortcut to it for whoever asks the same again."""
+    answer = await make()
+    app.shortcut.remember(request.scope["path"], request.scope["query_string"], make)
+    return _json(answer)
 
 
 def _error_shape(app: Application) -> None:
@@ -188,7 +200,7 @@ def _documents(app: Application) -> None:
     def plain(name: str, document: Callable[[], Awaitable[Answer]]) -> None:
         async def answer() -> Response:
             _query()
-            return _json(await document())
+            return await _document(app, document)
 
         app.add_url_rule(f"/api/v1/{name}", name, answer, methods=["GET"])
 
@@ -197,11 +209,11 @@ def _documents(app: Application) -> None:
 
     @app.get("/api/v1/leaderboard")
     async def leaderboard() -> Response:
-        return _json(await views.leaderboard(**_query(limit=MAX_LIST)))
+        return await _document(app, partial(views.leaderboard, **_query(limit=MAX_LIST)))
 
     @app.get("/api/v1/history")
     async def history() -> Response:
-        return _json(await views.history(**_query(limit=MAX_LIST)))
+        return await _document(app, partial(views.history, **_query(limit=MAX_LIST)))
 
     @app.get("/api/v1/submissions")
     async def submissions() -> Response:
@@ -210,19 +222,19 @@ def _documents(app: Application) -> None:
         if status is not None and status not in list(Status):
             raise Refused(400, "bad_request", f"There is no status {status[:40]!r}. Known: {', '.join(Status)}.")
         try:
-            return _json(await views.submissions(status=Status(status) if status else None, **query))
+            return await _document(app, partial(views.submissions, status=Status(status) if status else None, **query))
         except ValueError as error:
             raise Refused(400, "bad_request", "This cursor was not made by this validator. Start again without one.") from error
 
     @app.get("/api/v1/submissions/<id>")
     async def detail(id: str) -> Response:  # noqa: A002 - the route's own name
         _query()
-        return _json(await views.detail(_id(id)))
+        return await _document(app, partial(views.detail, _id(id)))
 
     @app.get("/api/v1/submissions/<id>/runs")
     async def runs(id: str) -> Response:  # noqa: A002
         _query()
-        return _json(await views.runs(_id(id)))
+        return await _document(app, partial(views.runs, _id(id)))
 
     @app.get("/api/v1/submissions/<id>/code")
     async def code(id: str) -> Response:  # noqa: A002

@@ -236,6 +236,28 @@ async def test_an_unchanged_document_is_a_304():
     assert (await get(app, "/api/v1/leaderboard", headers={"If-None-Match": first.headers["ETag"]})).status_code == 200
 
 
+async def test_the_shortcut_answers_like_the_application():
+    app, _, _ = make()
+    first, second = [await get(app, "/api/v1/submissions?limit=3") for _ in range(2)]
+    assert dict(first.headers) == dict(second.headers)
+    assert await first.get_data() == await second.get_data()
+
+
+async def test_the_shortcut_leaves_errors_and_other_methods_to_the_application():
+    app, store, _ = make()
+    await document(app, "/api/v1/submissions")
+
+    async def fail(**_):
+        raise StoreError("busy")
+
+    store.submissions = fail
+    store.change(submission(60, Status.REVEALED))
+    answer = await get(app, "/api/v1/submissions")
+    assert msgspec.json.decode(await answer.get_data(), type=ApiError).error == "unavailable"
+    assert (await app.test_client().post("/api/v1/submissions")).status_code == 405
+    assert (await get(app, "/api/v1/submissions?nope=1")).status_code == 400
+
+
 # -- errors ------------------------------------------------------------------------------------------------
 
 WRONG = [
