@@ -1,0 +1,119 @@
+"""The entry point: flags, what is refused before anything starts, and exit codes that systemd acts on."""
+
+import argparse
+from types import SimpleNamespace
+
+import pytest
+
+from crusades import validator
+from crusades.errors import ChainError, ConfigError, MustNotRestart, StateLocked, StoreError
+
+FLAGS = ["--accept-empty-state", "--help", "--hparams", "--json-logs", "--netuid", "--network", "--state-dir", "--version", "--wallet-hotkey",
+         "--wallet-name", "--wallet-path", "--wallet.hotkey", "--wallet.name", "--wallet.path", "--web", "-h"]  # fmt: skip
+
+
+def test_the_list_of_flags_is_frozen():
+    assert sorted(flag for action in validator.parser()._actions for flag in action.option_strings) == FLAGS
+
+
+@pytest.mark.parametrize("spelling", ["--wallet.name", "--wallet-name"])
+def test_both_spellings_of_the_wallet_flags(spelling):
+    assert validator.parser().parse_args([spelling, "w"]).wallet_name == "w"
+
+
+def arguments(**changes):
+    return argparse.Namespace(**{"network": "finney", "netuid": 3, "web": "", **changes})
+
+
+def test_the_subnet_is_never_guessed_but_on_dev():
+    with pytest.raises(ConfigError, match="--netuid"):
+        validator.check_arguments(arguments(netuid=None))
+    assert validator.check_arguments(arguments(netuid=None, network="dev")) == 1
+
+
+@pytest.mark.parametrize("wrong", [{"netuid": 0}, {"web": "8080"}, {"web": ":x"}, {"web": "host:99999"}])
+def test_wrong_values_are_refused_with_the_flag(wrong):
+    with pytest.raises(ConfigError, match="--"):
+        validator.check_arguments(arguments(**wrong))
+
+
+@pytest.mark.parametrize(("argv", "word"), [
+    (["--network", "dev", "--hparams", "nowhere.toml"], "nowhere.toml"),
+    (["--network", "nonsense", "--netuid", "1"], "nonsense"),
+    (["--network", "dev", "--wallet.name", "nobody"], "nobody"),
+])
+def test_bad_input_is_exit_code_2_and_one_plain_line(argv, word, capfd):
+    assert validator.main(argv) == 2
+    said = capfd.readouterr().err
+    assert word in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(("error", "code"), [
+    (ConfigError(""), 2),
+    (StateLocked(""), 2),
+    (MustNotRestart(""), 3),
+    (StoreError("the disk is full"), 1),
+    (ChainError(""), 1),
+    (ValueError(""), 1),
+    (KeyboardInterrupt(), 0),
+    (BaseExceptionGroup("", [BaseExceptionGroup("", [MustNotRestart("")]), ValueError("")]), 3),
+    (BaseExceptionGroup("", [ConfigError(""), ValueError("")]), 1),
+])
+def test_exit_codes(error, code):
+    assert validator.exit_code(error) == code
+
+
+def test_a_bug_leaves_a_traceback_and_a_stated_reason_does_not(caplog):
+    assert validator.report(ExceptionGroup("", [ValueError("oops")])) == 1
+    assert caplog.records[-1].exc_info
+    caplog.clear()
+    assert validator.report(ExceptionGroup("", [StoreError("the disk is full")])) == 1
+    assert [record.exc_info for record in caplog.records] == [None]
+
+
+def test_the_state_directory_is_systemds_or_one_per_subnet(monkeypatch, tmp_path):
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path))
+    assert validator.default_state_dir("finney", 3) == tmp_path
+    monkeypatch.delenv("STATE_DIRECTORY")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert validator.default_state_dir("finney", 3) != validator.default_state_dir("finney", 4)
+    assert validator.default_state_dir("ws://127.0.0.1:9944", 3).parent == tmp_path / "crusades"
+
+
+def test_a_state_directory_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="--state-dir"):
+        validator.open_state_dir(tmp_path / "file" / "state")
+
+
+def test_a_wall_that_is_down_stops_the_start_and_says_what_mends_it(monkeypatch):
+    from crusades.sandbox import doctor
+
+    def walls(down):
+        monkeypatch.setattr(doctor, "check_walls", lambda **_: [SimpleNamespace(name="bubblewrap", ok=not down, mandatory=True, message="not found", fix="apt-get install bubblewrap"),
+                                                                SimpleNamespace(name="cgroup", ok=False, mandatory=False, message="none", fix="x")])
+
+    walls(down=False)
+    validator.must_have_walls()
+    walls(down=True)
+    with pytest.raises(ConfigError, match="apt-get install bubblewrap"):
+        validator.must_have_walls()
+
+
+def test_a_systemd_credential_is_linked_to_where_the_sdk_looks(tmp_path):
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    (credentials / "hotkey").write_text("{}")
+    environment = {"CREDENTIALS_DIRECTORY": str(credentials)}
+    for _ in range(2):  # a restart finds its own link
+        assert validator.link_credential(tmp_path / "wallets", "w", "h", environment)
+    assert (tmp_path / "wallets" / "w" / "hotkeys" / "h").read_text() == "{}"
+    assert not validator.link_credential(tmp_path / "wallets", "w", "h", {})
+
+
+def test_a_second_instance_is_refused(tmp_path):
+    from crusades.store import locked
+
+    with locked(tmp_path), pytest.raises(StateLocked, match="in use by process"), locked(tmp_path):
+        pass
