@@ -48,7 +48,7 @@ async def metrics(lab):
     url = address(lab.folder / "daemon.log")
     if url is None:
         return {}
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=30) as client:
         text = (await client.get(f"{url}/metrics")).text
         await client.get(f"{url}/api/v1/overview")
         await client.get(f"{url}/api/v1/leaderboard")

@@ -74,9 +74,13 @@ async def fetch_revealed(ctx: Context, fetch: Fetch, retries: Retries, name: str
             continue
         ctx.fetching.add(free[0].id)
         try:
+            # Looked at again now that it is ours: another fetcher may have finished it while we read the list.
+            fresh = await ctx.store.submission(free[0].id)
+            if fresh is None or fresh.submission.status is not Status.REVEALED:
+                continue
             with logs.bound(submission=free[0].id, hotkey=free[0].hotkey, stage="fetch", block=ctx.block):
                 ctx.health.progress(name, f"fetching {free[0].id}")
-                await _fetch_one(ctx, fetch, retries, free[0])
+                await _fetch_one(ctx, fetch, retries, fresh.submission)
         finally:
             ctx.fetching.discard(free[0].id)
 

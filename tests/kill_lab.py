@@ -94,6 +94,8 @@ class Lab:
     final_before: dict = field(default_factory=dict)
     """submission id → processes that had been started when it had its verdict: no later one may evaluate it."""
     validator: str = ""
+    log_from: int = 0
+    """Where the log of the child of the moment begins."""
 
     @property
     def state_dir(self):
@@ -122,8 +124,10 @@ class Lab:
     @contextmanager
     def daemon(self):
         """A child process; killed with SIGKILL at the end of the block if it still runs."""
+        log_file = self.folder / "daemon.log"
+        self.log_from = log_file.stat().st_size if log_file.exists() else 0
         orders = Orders(network=self.net.url, state_dir=str(self.state_dir), wallets=str(self.folder / "wallets"), journal=str(self.folder / "journal"))
-        with open(self.folder / "daemon.log", "ab") as log:
+        with open(log_file, "ab") as log:  # one file for all children of a story
             process = subprocess.Popen([sys.executable, __file__, msgspec.json.encode(orders).decode()], stdout=log, stderr=log, cwd=ROOT,
                                        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"})
         self.started.append(process.pid)
@@ -147,7 +151,14 @@ class Lab:
                     return []
                 raise
 
-    async def until_judged(self, patience=120.0):
+    async def until_up(self, process, patience=90.0):
+        """The child has opened its store and begun to work."""
+        with trio.fail_after(patience):
+            while b"web server at" not in (self.folder / "daemon.log").read_bytes()[self.log_from:]:
+                assert process.poll() is None, f"the daemon ended by itself with {process.returncode}; see {self.folder / 'daemon.log'}"
+                await trio.sleep(0.05)
+
+    async def until_judged(self, patience=240.0):
         """Every submission is final and the weights are where they must be, or TooSlowError."""
         best = max((score for score in self.expected.values() if score is not None), default=None)
         with trio.fail_after(patience):
@@ -256,7 +267,7 @@ async def ended(process, patience=40.0):
     process.wait()
 
 
-async def kill_story(lab, *, kills, submissions, seed, life=(0.3, 4.0), say=lambda words: None):
+async def kill_story(lab, *, kills, submissions, seed, life=(0.0, 3.0), say=lambda words: None):
     """Kill the daemon `kills` times at random moments while miners submit; then let it finish, and stop it in order."""
     dice = random.Random(seed)
     due = sorted(dice.randrange(kills) for _ in range(submissions))
@@ -267,7 +278,9 @@ async def kill_story(lab, *, kills, submissions, seed, life=(0.3, 4.0), say=lamb
             await lab.submit(number)
             number += 1
         with lab.daemon() as process:
-            await trio.sleep(1.0 + dice.uniform(*life))  # the first second is imports
+            if dice.random() < 0.85:  # the others die somewhere in their start
+                await lab.until_up(process)
+            await trio.sleep(dice.uniform(*life))
             assert process.poll() is None, f"the daemon ended by itself with {process.returncode}; see {lab.folder / 'daemon.log'}"
         lab.kills += 1
         lab.check()

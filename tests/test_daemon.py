@@ -13,6 +13,7 @@ from crusades.errors import ChainError, FetchFault, MustNotRestart, RefereeFault
 from crusades.intake import FIRST_RETRY
 from crusades.nvml import Device
 from crusades.records import Finding, Reason, Stage, Status
+from crusades.store import Store
 from crusades.validator import leaves
 
 
@@ -135,6 +136,23 @@ async def test_one_slow_host_does_not_hold_up_the_others(house, autojump_clock):
     async with house.running():
         assert (await house.until(quick, patience=600)).submission.status is Status.SCORED
         assert (await house.until(slow, Status.REVEALED)).submission.status is Status.REVEALED
+
+
+async def test_two_fetchers_never_take_the_same_submission(house, autojump_clock, monkeypatch):
+    """A list that was read before another fetcher finished is old when it arrives (found by the soak benchmark)."""
+    real = Store.in_state
+
+    async def slow(store, *statuses):
+        rows = await real(store, *statuses)
+        await trio.sleep(0.3 if statuses == (Status.REVEALED,) else 0)
+        return rows
+
+    monkeypatch.setattr(Store, "in_state", slow)
+    ids = [commit(house, f"# mfu 4{n}", hotkey=f"5Miner{n}", uid=n, block=10 + n) for n in range(2, 8)]
+    async with house.running():
+        for id_ in ids:
+            assert (await house.until(id_)).submission.status is Status.SCORED
+    assert len(house.files.asked) == len(ids)
 
 
 async def test_a_broken_rule_is_final_before_anything_runs(house, autojump_clock):
