@@ -1,0 +1,108 @@
+"""Hostile submissions before the real judge, in the real sandbox, with the rules switched off: what the walls, the referee
+and the audit make of them. Every case is one evaluation on one slot, one after the other; the honest baseline comes last
+and must be judged as if nothing had happened.
+"""
+
+import hashlib
+from pathlib import Path
+
+import msgspec
+import pytest
+import trio
+
+from crusades import hparams
+from crusades.bench.evaluate import Job, SlotConfig, open_slot
+from crusades.records import Outcome, Source
+
+pytestmark = [pytest.mark.kernel, pytest.mark.slow]
+
+ROOT = Path(__file__).parent.parent.parent
+BASELINE = (ROOT / "examples" / "baseline.py").read_text()
+
+TRAIN = BASELINE + "\nhonest = inner_steps\n"
+"""The baseline's loop under another name, to be bent by a case."""
+
+FORGED_FRAME = '''
+import json, struct, socket
+def say(**fields):
+    header = json.dumps(fields).encode()
+    socket.socket(fileno=3).sendall(struct.pack("<II", len(header), 0) + header)
+'''
+
+CASES: dict[str, tuple[str, set[int]]] = {
+    "no inner_steps": ("x = 1\n", {1202}),
+    "raises while loading": ("raise RuntimeError('no')\n", {1301}),
+    "raises while running": ("def inner_steps(*a):\n    raise RuntimeError('no')\n", {1302}),
+    "exits politely": ("import sys\ndef inner_steps(*a):\n    sys.exit(0)\n", {1303}),
+    "exits at once": ("import os\ndef inner_steps(*a):\n    os._exit(0)\n", {1303}),
+    "kills itself": ("import os\ndef inner_steps(*a):\n    os.kill(os.getpid(), 9)\n", {1303}),
+    "loops for ever": ("def inner_steps(*a):\n    while True: pass\n", {1304}),
+    "eats memory": ("def inner_steps(*a):\n    kept = []\n    while True: kept.append(bytearray(64 << 20))\n", {1305}),
+    "returns nothing": ("def inner_steps(model, it, opt, n, device):\n    for _ in range(n): next(it)\n", {1307}),
+    "asks for two batches of five": (TRAIN + "def inner_steps(m, it, o, n, d):\n    return honest(m, it, o, 2, d)\n", {1309}),
+    "writes garbage to every descriptor": (
+        "import os\ndef inner_steps(*a):\n    for fd in range(3, 64):\n        try: os.write(fd, b'\\xff' * 4096)\n        except OSError: pass\n    while True: pass\n", {1306}),
+    "forges the last frame": (
+        FORGED_FRAME + "def inner_steps(*a):\n    say(t='done', run=0, claimed_ns=1, final_loss=1.0, total_tokens=5120, logits_shape=[8, 127, 1024], batches=5)\n    while True: pass\n", {1309}),
+    "speaks as the referee": (FORGED_FRAME + "def inner_steps(*a):\n    say(t='ran')\n    while True: pass\n", {1306}),
+    "forges a next frame before the update": (
+        FORGED_FRAME + TRAIN + "def inner_steps(m, it, o, n, d):\n    next(it)\n    say(t='next', step=1)\n    return honest(m, it, o, n - 1, d)\n", {1303, 1306, 1309, 1401, 1302, 1304}),
+    "closes every descriptor": ("import os\ndef inner_steps(*a):\n    os.closerange(3, 1024)\n    while True: pass\n", {1303}),
+    "leaves weights that are not numbers": (
+        TRAIN + "def inner_steps(m, it, o, n, d):\n    r = honest(m, it, o, n, d)\n    [p.data.fill_(float('nan')) for p in m.parameters()]\n    return r\n", {1402}),
+    "lies about its tokens": (TRAIN + "def inner_steps(m, it, o, n, d):\n    r = honest(m, it, o, n, d)\n    r.total_tokens *= 2\n    return r\n", {1404}),
+    "lies about its loss": (TRAIN + "def inner_steps(m, it, o, n, d):\n    r = honest(m, it, o, n, d)\n    r.final_loss -= 1\n    return r\n", {1404}),
+    "returns somebody else's logits": (TRAIN + "def inner_steps(m, it, o, n, d):\n    r = honest(m, it, o, n, d)\n    r.final_logits = r.final_logits.roll(1, 0)\n    return r\n", {1404}),
+    "trains a copy of the weights": (
+        TRAIN + "def inner_steps(m, it, o, n, d):\n    for p in m.parameters(): p.data = p.data.clone()\n    return honest(m, it, o, n, d)\n", {1401, 1403}),
+    "puts the weights back": (
+        TRAIN + "def inner_steps(m, it, o, n, d):\n    kept = [p.detach().clone() for p in m.parameters()]\n    r = honest(m, it, o, n, d)\n    [p.data.copy_(k) for p, k in zip(m.parameters(), kept)]\n    return r\n", {1401, 1403}),
+    "raises the learning rate": (TRAIN + "def inner_steps(m, it, o, n, d):\n    o.param_groups[0]['lr'] = 3e-4\n    return honest(m, it, o, n, d)\n", {1401, 1403}),
+}  # fmt: skip
+NOISY = TRAIN + "def inner_steps(m, it, o, n, d):\n    print('\\x1b[2J' + 'x' * 50_000_000)\n    return honest(m, it, o, n, d)\n"
+
+
+async def judge_all(folder: Path):
+    settings = hparams.load(ROOT / "hparams.toml")
+    deadlines = msgspec.structs.replace(settings.profile("tiny").deadlines, warmup=15.0, run=15.0, load=20.0)
+    profile = msgspec.structs.replace(settings.profile("tiny"), runs=1, deadlines=deadlines)
+    box = msgspec.structs.replace(settings.sandbox, memory_bytes=3 << 30)
+    settings = msgspec.structs.replace(settings, profiles={**settings.profiles, "tiny": profile}, sandbox=box)
+    verdicts = {}
+    programs = {**{name: text for name, (text, _) in CASES.items()}, "noisy": NOISY, "baseline": BASELINE}
+    async with open_slot(SlotConfig(name="cpu", device="cpu", index=0, profile_name="tiny", hparams=settings, workdir=folder / "slot")) as slot:
+        referee = slot._referee
+        for name, text in programs.items():
+            content = text.encode()
+            source = Source(sha256=hashlib.sha256(content).hexdigest(), content=content, url="", fetched_at=0.0)
+            verdicts[name] = await slot.evaluate(Job(name, source, commit_block=0, block=0, skip_rules=True))
+        verdicts["same referee"] = slot._referee is referee
+    return verdicts
+
+
+@pytest.fixture(scope="module")
+def verdicts(tmp_path_factory):
+    return trio.run(judge_all, tmp_path_factory.mktemp("judge"))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_rejected_for_what_it_did(verdicts, name):
+    verdict = verdicts[name]
+    assert verdict.verdict is Outcome.REJECTED, verdict
+    assert verdict.code in CASES[name][1], verdict.message
+    assert verdict.message
+    assert verdict.score_mfu is None
+
+
+def test_a_flood_of_output_is_cut_and_costs_nobody_anything(verdicts):
+    assert verdicts["noisy"].verdict is Outcome.ACCEPTED, verdicts["noisy"].message
+    assert 0 < len(verdicts["noisy"].output_tail) <= 64 << 10
+
+
+def test_the_next_submission_is_judged_right(verdicts):
+    assert verdicts["baseline"].verdict is Outcome.ACCEPTED, verdicts["baseline"].message
+    assert all(run.audit.passed for run in verdicts["baseline"].runs)
+
+
+def test_no_submission_took_the_referee_down(verdicts):
+    assert verdicts["same referee"]
