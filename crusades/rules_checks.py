@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from crusades import rules_lists as lists
 from crusades.rules_resolve import ANY_CLASS, Computed, Resolver
-from crusades.rules_scopes import DEF, EXPR, ITEM, MODULE, PATH, Facts, Scope
+from crusades.rules_scopes import DEF, EXPR, ITEM, MODULE, PATH, Binding, Facts, Scope
 
 _FORMAT_FIELD = re.compile(r"\{[^{}]*\._{2}\w+_{2}")
 _INTERNAL_NAMES = frozenset(name for name in lists.INTROSPECTION | lists.LAZY_METHODS if "_" in name) | {"__build_class__"}
 _DEFINED_ELSEWHERE = frozenset({"__doc__", "__name__", "__qualname__", "__module__", "__annotations__", "__wrapped__"})
 """Dunder attributes that a function of one's own may be given."""
+
+
+_FEW = 8
+"""Bindings of one name that are followed where each may lead further."""
+_DEPTH = 12
 
 
 class Hit(NamedTuple):
@@ -65,6 +70,7 @@ class Checker:
         self._member_names = {name for members in lists.DENIED_MEMBERS.values() for name in members}
         self._member_names |= {path.rsplit(".", 1)[-1] for path in lists.DENIED_SUBMODULES}
         self._member_names |= lists.BORROWED_MODULES | {f"_{name}" for name in lists.BORROWED_MODULES}
+        self._memo: dict[tuple[str, int, str], bool | int] = {}
         self._optimizers: set[tuple[int, str]] = set()
         self._iterators: set[tuple[int, str]] = set()
 
@@ -166,18 +172,24 @@ class Checker:
             return False
         if home.kind in ("function", "comprehension") or (home.kind == "class" and home is scope):
             return True
-        sure = [binding.line for binding in home.names[node.id] if binding.sure]
-        return bool(sure) and (scope.kind == "function" or min(sure) < node.lineno)
+        sure = self._remember("sure", home, node.id, _first_sure_line)
+        return bool(sure) and (scope.kind == "function" or sure < node.lineno)
+
+    def _remember(self, what: str, home: Scope, name: str, find: Callable[[list[Binding]], bool | int]) -> bool | int:
+        """`find` over all bindings of a name, once: a name may be bound and read ten thousand times."""
+        key = (what, id(home), name)
+        if key not in self._memo:
+            self._memo[key] = find(home.names[name])
+        return self._memo[key]
 
     def _module_as_value(self, node: ast.Name, scope: Scope) -> Iterator[Hit]:
         home = scope.find(node.id)
         if home is None:
             return
-        for binding in home.names[node.id]:
-            module = binding.kind == MODULE or (binding.kind == PATH and binding.value in lists.KNOWN_MODULES)
-            if module or (binding.kind in (EXPR, ITEM) and "torch" in self._resolver.name_paths(node.id, scope)):
-                yield Hit("R107", node, f"the module {node.id} is used as a value")
-                return
+        if self._remember("module", home, node.id, _is_module) or (
+            self._remember("torch", home, node.id, _may_be_torch) and "torch" in self._resolver.name_paths(node.id, scope)
+        ):
+            yield Hit("R107", node, f"the module {node.id} is used as a value")
 
     # ---------------------------------------------------------------- attributes
 
@@ -263,7 +275,7 @@ class Checker:
         elif isinstance(named, Computed):
             if name in ("setattr", "delattr") and self._foreign(base, scope):
                 yield Hit("R302", node, f"`{name}` on something that is not yours")
-            elif not _harmless_head(named.head) or self._foreign(base, scope):
+            elif not _harmless(named) or self._foreign(base, scope):
                 yield Hit("R203", node, f"`{name}` with a name that is put together from pieces")
         elif self._foreign(base, scope):
             rule, words = ("R203", "takes from") if name in ("getattr", "hasattr") else ("R302", "changes")
@@ -297,9 +309,11 @@ class Checker:
 
     def _path_call(self, node: ast.Call, function: ast.expr, scope: Scope) -> Iterator[Hit]:
         last = function.attr if isinstance(function, ast.Attribute) else ""
-        if isinstance(function, ast.Name) and not _imported(function, scope):
-            return
-        if last not in _CALLS_OF_INTEREST and not isinstance(function, ast.Name):
+        if isinstance(function, ast.Name):
+            home = scope.find(function.id)
+            if home is None or not self._remember("followed", home, function.id, _is_followed):
+                return
+        elif last not in _CALLS_OF_INTEREST:
             return
         for path in self._resolver.paths(function, scope):
             name = path.rsplit(".", 1)[-1]
@@ -402,7 +416,7 @@ class Checker:
                 return False
             if (id(home), node.id) in arguments or (home.kind == "function" and node.id in names and _is_parameter(home, node.id)):
                 return True
-            values = [binding.value for binding in home.names[node.id] if binding.kind == EXPR and isinstance(binding.value, ast.Name | ast.NamedExpr)]
+            values = [binding.value for binding in home.names[node.id][:_FEW] if binding.kind == EXPR and isinstance(binding.value, ast.Name | ast.NamedExpr)]
             if not values:
                 return False
             node, scope = values[0], home
@@ -418,9 +432,8 @@ class Checker:
 
     def _inside_optimizer(self, node: ast.expr, scope: Scope, depth: int = 0) -> bool:
         """Whether `node` lies within param_groups or the state: `optimizer.param_groups[0]`, `group["params"]`, `state["exp_avg"]`."""
-        while True:
-            if depth > 12:
-                return False
+        while depth < _DEPTH:
+            self._resolver.spend()
             depth += 1
             if isinstance(node, ast.Subscript):
                 if isinstance(node.slice, ast.Constant) and node.slice.value in lists.OPTIMIZER_FIELDS:
@@ -435,10 +448,11 @@ class Checker:
                 return any(
                     binding.kind in (EXPR, ITEM) and isinstance(binding.value, ast.Subscript | ast.Attribute | ast.Name)
                     and self._inside_optimizer(binding.value, home, depth)
-                    for binding in home.names[node.id][:8]
+                    for binding in home.names[node.id][:_FEW]
                 )  # fmt: skip
             else:
                 return False
+        return False
 
     def _is_model_config(self, node: ast.expr, scope: Scope) -> bool:
         if isinstance(node, ast.Attribute):
@@ -448,7 +462,7 @@ class Checker:
         home = scope.find(node.id)
         return home is not None and any(
             binding.kind == EXPR and isinstance(binding.value, ast.Attribute) and self._is_model_config(binding.value, home)
-            for binding in home.names[node.id][:8]
+            for binding in home.names[node.id][:_FEW]
         )
 
 
@@ -467,9 +481,21 @@ def _own_namespace(node: ast.Call, name: str) -> bool:
     return name in ("register_autograd", "register_fake", "register_kernel", "impl", "impl_abstract", "define") and not isinstance(first, ast.BinOp | ast.JoinedStr)
 
 
-def _imported(function: ast.Name, scope: Scope) -> bool:
-    home = scope.find(function.id)
-    return home is not None and any(binding.kind in (PATH, MODULE, EXPR, ITEM) for binding in home.names[function.id])
+def _is_followed(bindings: list[Binding]) -> bool:
+    return any(binding.kind in (PATH, MODULE, EXPR, ITEM) for binding in bindings)
+
+
+def _is_module(bindings: list[Binding]) -> bool:
+    return any(binding.kind == MODULE or (binding.kind == PATH and binding.value in lists.KNOWN_MODULES) for binding in bindings)
+
+
+def _may_be_torch(bindings: list[Binding]) -> bool:
+    return any(binding.kind in (EXPR, ITEM) for binding in bindings)
+
+
+def _first_sure_line(bindings: list[Binding]) -> int:
+    """0: none is certain."""
+    return min((binding.line for binding in bindings if binding.sure), default=0)
 
 
 def _is_parameter(scope: Scope, name: str) -> bool:
@@ -485,9 +511,15 @@ def _is_true(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and node.value is True
 
 
-def _harmless_head(head: str) -> bool:
-    """Whether a name that starts like this is certainly none of the forbidden ones."""
-    return len(head) >= 2 and head[0] != "_" and not any(name.startswith(head) for name in lists.INTROSPECTION | lists.RAW_MEMORY)
+_INDIRECT = lists.INTROSPECTION | lists.RAW_MEMORY
+
+
+def _harmless(name: Computed) -> bool:
+    """Whether a name that starts or ends like this is certainly none of the forbidden ones."""
+    head, tail = name.head, name.tail
+    if len(head) >= 2 and not any(forbidden.startswith(head) for forbidden in _INDIRECT):
+        return True
+    return len(tail) >= 2 and not any(forbidden.endswith(tail) for forbidden in _INDIRECT)
 
 
 def _not_for_submissions(rule: str, name: str) -> str:

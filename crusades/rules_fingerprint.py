@@ -37,7 +37,8 @@ class _Spelling:
     def __init__(self, tree: ast.Module) -> None:
         self._tree = tree
         self._facts: Facts = collect(tree)
-        self._numbers: dict[tuple[int, str], int] = {}
+        self._words: dict[tuple[int, str], str] = {}
+        self._own_names = 0
         self._parameters = {name for name, node, _ in self._facts.bound if isinstance(node, ast.arg)}
         self._home: dict[int, Scope] = {id(node): scope for node, scope in (*self._facts.loads, *self._facts.bases)}
         for _, node, scope in self._facts.bound:
@@ -74,7 +75,7 @@ class _Spelling:
             elif isinstance(value, str) and field in ("id", "name", "arg", "asname", "rest"):
                 yield self._keyword(value, scope) if isinstance(node, ast.keyword) else self._own(value, self._where(node, scope))
             else:
-                yield f"{type(value).__name__} {value!r}"
+                yield f"{type(value).__name__} {hex(value) if isinstance(value, int) else repr(value)}"  # decimal digits of an int are capped
 
     def _where(self, node: ast.AST, scope: Scope) -> Scope:
         return self._home.get(id(node), scope)
@@ -86,12 +87,20 @@ class _Spelling:
         home = scope.find(name)
         if home is None or name == "inner_steps":
             return f"name {name}"
-        paths = {binding.value for binding in home.names[name] if binding.kind in (PATH, MODULE)}
+        key = (id(home), name)
+        if key not in self._words:
+            self._words[key] = self._word(home, name)
+        return self._words[key]
+
+    def _word(self, home: Scope, name: str) -> str:
+        bindings = home.names[name]
+        paths = {binding.value for binding in bindings if binding.kind in (PATH, MODULE)}
         if len(paths) == 1:
             return f"import {paths.pop()}"
-        if home.kind == "class" and not any(binding.kind == CLASS for binding in home.names[name]):
+        if home.kind == "class" and not any(binding.kind == CLASS for binding in bindings):
             return f"member {name}"  # reached as an attribute, by this name
-        return f"own {self._numbers.setdefault((id(home), name), len(self._numbers))}"
+        self._own_names += 1
+        return f"own {self._own_names}"
 
     def _keyword(self, name: str, scope: Scope) -> str:
         return "own keyword" if name in self._parameters else f"keyword {name}"

@@ -7,6 +7,11 @@ listed by what is *allowed*; the forbidden lists below only give the better know
 
 from __future__ import annotations
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 _ALLOWED_BY_REASON = {
     "the standard library, as far as it only computes": "__future__ abc array bisect cmath collections contextlib copy dataclasses datetime "
     "decimal enum fractions functools graphlib heapq itertools json keyword math numbers operator pprint random re statistics string "
@@ -76,8 +81,10 @@ DENIED_SUBMODULES: dict[str, str] = {
 }
 """Dotted module → rule; holds for everything below it. Any path with `cpp_extension` in it is R105 as well."""
 
-BORROWED_MODULES: frozenset[str] = frozenset(
-    ["os", "sys", "posix", "subprocess", "pathlib", "shutil", "tempfile", "io", "socket", "ssl", "urllib", "http", "inspect", "gc", "ast", "dis", "importlib", "builtins", "bltns", "ctypes", "threading", "multiprocessing", "asyncio", "concurrent", "atexit", "pickle", "marshal", "shelve", "traceback", "tracemalloc", "weakref", "linecache", "pkgutil", "runpy", "mmap", "platform", "glob", "zipfile", "tarfile", "cffi", "codecs", "copyreg"]
+BORROWED_MODULES: frozenset[str] = _words(
+    "os sys posix subprocess pathlib shutil tempfile io socket ssl urllib http inspect gc ast dis importlib builtins bltns "
+    "ctypes threading multiprocessing asyncio concurrent atexit pickle marshal shelve traceback tracemalloc weakref "
+    "linecache pkgutil runpy mmap platform glob zipfile tarfile cffi codecs copyreg"
 )
 """Forbidden modules that lie about as attributes of allowed ones, with or without a leading underscore: R110."""
 
@@ -120,45 +127,63 @@ DENIED_MEMBERS: dict[str, dict[str, str]] = {
 """Top-level module → name anywhere below it → rule."""
 
 DENIED_BUILTINS: dict[str, str] = dict.fromkeys(
-    ["__import__", "eval", "exec", "compile", "open", "input", "breakpoint", "globals", "locals", "vars", "dir", "memoryview", "__build_class__", "exit", "quit", "__builtins__", "__loader__", "__spec__"],
+    _words("__import__ eval exec compile open input breakpoint globals locals vars dir memoryview __build_class__ exit quit __builtins__ "
+           "__loader__ __spec__"),
     "R201",
-)
+)  # fmt: skip
 """Builtin → rule. `getattr`, `setattr` and `delattr` are guarded, not forbidden."""
 
 GUARDED_BUILTINS: frozenset[str] = frozenset({"getattr", "setattr", "delattr"})
 
-INTROSPECTION: frozenset[str] = frozenset(
-    ["__globals__", "__code__", "__closure__", "__func__", "__self__", "__subclasses__", "__bases__", "__base__", "__mro__", "mro", "__defaults__", "__kwdefaults__", "__traceback__", "tb_frame", "tb_next", "tb_lasti", "f_globals", "f_builtins", "f_locals", "f_code", "f_back", "f_trace", "f_lasti", "co_consts", "co_names", "co_code", "co_varnames", "co_freevars", "co_cellvars", "co_filename", "gi_frame", "gi_code", "gi_yieldfrom", "cr_frame", "cr_code", "cr_await", "cr_origin", "ag_frame", "ag_code", "__dict__", "__builtins__", "__import__", "__loader__", "__spec__", "__getattribute__", "__getattr__", "__setattr__", "__delattr__", "__get__", "__set__", "__delete__", "__set_name__", "__init_subclass__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__subclasshook__", "__weakref__", "__objclass__", "__thisclass__", "__self_class__", "cell_contents", "func_globals", "func_code", "ctypeslib", "__torch_function__", "__torch_dispatch__", "__slots__", "__instancecheck__", "__subclasscheck__", "__prepare__", "__abstractmethods__", "__match_args__"]
+INTROSPECTION: frozenset[str] = _words(
+    "__globals__ __code__ __closure__ __func__ __self__ __subclasses__ __bases__ __base__ __mro__ mro __defaults__ "
+    "__kwdefaults__ __traceback__ tb_frame tb_next tb_lasti f_globals f_builtins f_locals f_code f_back f_trace f_lasti "
+    "co_consts co_names co_code co_varnames co_freevars co_cellvars co_filename gi_frame gi_code gi_yieldfrom cr_frame "
+    "cr_code cr_await cr_origin ag_frame ag_code __dict__ __builtins__ __import__ __loader__ __spec__ __getattribute__ "
+    "__getattr__ __setattr__ __delattr__ __get__ __set__ __delete__ __set_name__ __init_subclass__ __reduce__ __reduce_ex__ "
+    "__getstate__ __setstate__ __subclasshook__ __weakref__ __objclass__ __thisclass__ __self_class__ cell_contents "
+    "func_globals func_code __torch_function__ __torch_dispatch__ __slots__ __instancecheck__ __subclasscheck__ __prepare__ "
+    "__abstractmethods__ __match_args__"
 )
 """Attributes that show or change how the interpreter works. Reading one is R202, writing its name in a string R204."""
 
 PASSED_ON: frozenset[str] = frozenset({"__setattr__", "__delattr__", "__getstate__", "__setstate__", "__init_subclass__"})
 """Of these, what a class may hand on to its parent: `super().__setattr__(name, value)`."""
 
-LAZY_METHODS: frozenset[str] = frozenset(
-    ["__getattribute__", "__getattr__", "__get__", "__set__", "__delete__", "__set_name__", "__init_subclass__", "__instancecheck__", "__subclasscheck__", "__prepare__", "__torch_function__", "__torch_dispatch__", "__del__", "__reduce__", "__reduce_ex__", "__class_getitem__", "__mro_entries__"]
+LAZY_METHODS: frozenset[str] = _words(
+    "__getattribute__ __getattr__ __get__ __set__ __delete__ __set_name__ __init_subclass__ __instancecheck__ "
+    "__subclasscheck__ __prepare__ __torch_function__ __torch_dispatch__ __del__ __reduce__ __reduce_ex__ __class_getitem__ "
+    "__mro_entries__"
 )
 """Methods that run code when somebody only looks at, or drops, an object: defining one is R303."""
 
-RAW_MEMORY: frozenset[str] = frozenset(
-    ["__cuda_array_interface__", "__array_interface__", "__array_struct__", "__dlpack__", "__dlpack_device__", "_share_cuda_", "_new_shared_cuda", "_share_fd_cpu_", "_new_shared_fd_cpu", "_share_filename_cpu_", "_new_shared_filename_cpu", "_release_ipc_counter", "_new_with_weak_ptr", "_weak_ref", "cudart", "from_blob", "_unsafe_view_from_address", "rebuild_cuda_tensor"]
+RAW_MEMORY: frozenset[str] = _words(
+    "__cuda_array_interface__ __array_interface__ __array_struct__ __dlpack__ __dlpack_device__ _share_cuda_ "
+    "_new_shared_cuda _share_fd_cpu_ _new_shared_fd_cpu _share_filename_cpu_ _new_shared_filename_cpu _release_ipc_counter "
+    "_new_with_weak_ptr _weak_ref cudart from_blob _unsafe_view_from_address rebuild_cuda_tensor"
 )
 """Names that turn addresses into tensors or share memory between processes: R304."""
 
-FILE_METHODS: frozenset[str] = frozenset(
-    ["tofile", "from_pretrained", "save_pretrained", "push_to_hub", "save_to_file", "load_library", "export_chrome_trace", "export_stacks", "read_text", "write_text", "read_bytes", "write_bytes"]
+FILE_METHODS: frozenset[str] = _words(
+    "tofile from_pretrained save_pretrained push_to_hub save_to_file export_chrome_trace export_stacks read_text write_text "
+    "read_bytes write_bytes"
 )
 """Methods of any object that read or write files: R106."""
 
-MODULE_VARIABLES: frozenset[str] = frozenset(["__name__", "__builtins__", "__spec__", "__loader__", "__file__", "__package__", "__import__", "__path__"])
+MODULE_VARIABLES: frozenset[str] = _words(
+    "__name__ __builtins__ __spec__ __loader__ __file__ __package__ __import__ __path__"
+)
 """Variables of the module that its own code may not bind: R205."""
 
-CLOCK_NAMES: frozenset[str] = frozenset(
-    ["time", "time_ns", "perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns", "process_time", "process_time_ns", "thread_time", "thread_time_ns", "clock_gettime", "clock_gettime_ns", "sleep", "elapsed_time", "synchronize", "record", "wait", "query"]
+CLOCK_NAMES: frozenset[str] = _words(
+    "time time_ns perf_counter perf_counter_ns monotonic monotonic_ns process_time process_time_ns thread_time "
+    "thread_time_ns clock_gettime clock_gettime_ns sleep elapsed_time synchronize record wait query"
 )
 """Attributes of `time` and of CUDA events and streams; replacing one is R301."""
 
-CLOCK_NAMES_ANYWHERE: frozenset[str] = frozenset(["perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns", "elapsed_time", "synchronize"])
+CLOCK_NAMES_ANYWHERE: frozenset[str] = _words(
+    "perf_counter perf_counter_ns monotonic monotonic_ns elapsed_time synchronize"
+)
 """Of these, the ones that nobody uses as a name of their own."""
 
 BACKEND_SETTINGS_ALLOWED: frozenset[str] = frozenset({"allow_tf32", "fp32_precision", "fp32_precision_type"})
@@ -167,30 +192,37 @@ BACKEND_SETTINGS_ALLOWED: frozenset[str] = frozenset({"allow_tf32", "fp32_precis
 OPEN_CONFIGS: tuple[str, ...] = ("torch._inductor.config.", "torch._dynamo.config.", "torch._functorch.config.", "torch.compiler.config.")
 """Configuration of the compiler may be written: it changes speed, and what it computes is audited."""
 
-MODEL_CONFIG_ALLOWED: frozenset[str] = frozenset(
-    ["use_cache", "output_hidden_states", "output_attentions", "return_dict", "_attn_implementation", "_attn_implementation_internal"]
+MODEL_CONFIG_ALLOWED: frozenset[str] = _words(
+    "use_cache output_hidden_states output_attentions return_dict _attn_implementation _attn_implementation_internal"
 )
 """Keys of `model.config` that only choose what is returned, or by which kernel it is computed."""
 
 OPTIMIZER_NAMES: frozenset[str] = frozenset({"optimizer", "optim", "opt"})
 """Names by which the scanner knows the optimizer in helpers; in inner_steps it is the third parameter, whatever its name."""
 
-OPTIMIZER_MEMBERS: frozenset[str] = frozenset(["state", "load_state_dict", "add_param_group", "defaults", "_step_count", "__setstate__"])
+OPTIMIZER_MEMBERS: frozenset[str] = _words(
+    "state load_state_dict add_param_group defaults _step_count __setstate__"
+)
 """Parts of the optimizer that hold or replace its state: R502."""
 
 OPTIMIZER_FIELDS: frozenset[str] = frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq"})
 """Keys of the optimizer's state: R502 wherever they index something."""
 
-MUTATORS: frozenset[str] = frozenset(["append", "extend", "insert", "pop", "remove", "clear", "update", "setdefault", "popitem", "reverse", "sort", "__setitem__", "__delitem__"])
+MUTATORS: frozenset[str] = _words(
+    "append extend insert pop remove clear update setdefault popitem reverse sort __setitem__ __delitem__"
+)
 """Methods that change a list or dict in place."""
 
-OPTIMIZER_CLASSES: frozenset[str] = frozenset(
-    ["Adadelta", "Adagrad", "Adam", "AdamW", "SparseAdam", "Adamax", "ASGD", "LBFGS", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD", "Adafactor", "Muon"]
+OPTIMIZER_CLASSES: frozenset[str] = _words(
+    "Adadelta Adagrad Adam AdamW SparseAdam Adamax ASGD LBFGS NAdam RAdam RMSprop Rprop SGD Adafactor Muon"
 )
 """Constructors below torch.optim: R503 when called."""
 
-KNOWN_MODULES: frozenset[str] = frozenset(
-    ["torch", "torch.nn", "torch.nn.functional", "torch.nn.init", "torch.nn.attention", "torch.optim", "torch.cuda", "torch.autograd", "torch.backends", "torch.backends.cuda", "torch.backends.cudnn", "torch.utils", "torch.utils.checkpoint", "torch.amp", "torch.compiler", "torch.library", "torch.ops", "torch.fx", "torch.linalg", "torch.special", "torch.jit", "torch.export", "torch._dynamo", "torch._inductor", "triton", "triton.language", "triton.runtime", "triton.testing", "transformers", "numpy", "numpy.random", "numpy.linalg"]
+KNOWN_MODULES: frozenset[str] = _words(
+    "torch torch.nn torch.nn.functional torch.nn.init torch.nn.attention torch.optim torch.cuda torch.autograd "
+    "torch.backends torch.backends.cuda torch.backends.cudnn torch.utils torch.utils.checkpoint torch.amp torch.compiler "
+    "torch.library torch.ops torch.fx torch.linalg torch.special torch.jit torch.export torch._dynamo torch._inductor "
+    "triton triton.language triton.runtime triton.testing transformers numpy numpy.random numpy.linalg"
 )
 """Paths that are modules although `from … import` does not say so."""
 

@@ -28,12 +28,12 @@ class Tangled(Exception):
 
 
 class Computed:
-    """A string that some computation makes; `head` is what it certainly starts with."""
+    """A string that some computation makes; `head` and `tail` are what it certainly starts and ends with."""
 
-    __slots__ = ("head",)
+    __slots__ = ("head", "tail")
 
-    def __init__(self, head: str = "") -> None:
-        self.head = head
+    def __init__(self, head: str = "", tail: str = "") -> None:
+        self.head, self.tail = head, tail
 
 
 class Resolver:
@@ -43,7 +43,8 @@ class Resolver:
         self._facts = facts
         self._steps = _BUDGET
 
-    def _spend(self) -> None:
+    def spend(self) -> None:
+        """Count one step. Raises Tangled when the file's budget is used up."""
         self._steps -= 1
         if self._steps < 0:
             raise Tangled
@@ -52,7 +53,7 @@ class Resolver:
 
     def paths(self, node: ast.AST, scope: Scope, depth: int = 0) -> frozenset[str]:
         """Dotted paths that `node` may stand for; empty when it is the file's own or nobody knows."""
-        self._spend()
+        self.spend()
         if depth > _DEPTH:
             return NOTHING
         match node:
@@ -109,7 +110,7 @@ class Resolver:
 
     def items(self, node: ast.AST, scope: Scope, depth: int = 0) -> frozenset[str]:
         """What the elements of a literal container may stand for."""
-        self._spend()
+        self.spend()
         if depth > _DEPTH:
             return NOTHING
         match node:
@@ -174,7 +175,7 @@ class Resolver:
 
     def string(self, node: ast.AST, scope: Scope, depth: int = 0) -> str | Computed | None:
         """The string that `node` makes; Computed when it puts one together that is not known; None when it only passes one on."""
-        self._spend()
+        self.spend()
         if depth > _DEPTH:
             return Computed()
         match node:
@@ -220,7 +221,9 @@ class Resolver:
             if position:
                 made += separator
             if not isinstance(piece, str):
-                return Computed(made + (piece.head if isinstance(piece, Computed) else ""))
+                last = self.string(parts[-1], scope, depth + 1)
+                tail = last if isinstance(last, str) else last.tail if isinstance(last, Computed) else ""
+                return Computed(made + (piece.head if isinstance(piece, Computed) else ""), tail)
             made += piece
             if len(made) > _STRING_CAP:
                 return Computed(made)

@@ -7,6 +7,7 @@ in the end, to the audit; see `rules_table` for what it rests on and what rests 
 from __future__ import annotations
 
 import gc
+from itertools import islice
 
 from crusades.records import Finding
 from crusades.rules_checks import Checker, Hit
@@ -42,15 +43,16 @@ def _scan(source: bytes | str, max_bytes: int) -> list[Finding]:
     except Unreadable as error:
         return [_finding(*error.problem)]
     lines = split_lines(text)
-    found = [_finding(*problem) for problem in text_problems(lines)]
+    found = [_finding(*problem) for problem in islice(text_problems(lines), MAX_FINDINGS)]
     try:
         tree = parse(text)
     except Unreadable as error:
         return _ordered([*found, _finding(*error.problem)])
     facts = collect(without_main(tree))
-    found += [_finding(*problem) for problem in folded_names(lines, frozenset(facts.names))]
+    found += [_finding(*problem) for problem in islice(folded_names(lines, frozenset(facts.names)), MAX_FINDINGS)]
     try:
-        found += [_located(hit, lines) for hit in Checker(facts).run()]
+        hits = sorted(Checker(facts).run(), key=lambda hit: (getattr(hit.node, "lineno", 1), getattr(hit.node, "col_offset", 0)))
+        found += [_located(hit, lines) for hit in hits[:MAX_FINDINGS]]
     except Tangled:
         found.append(_finding("R602", 1, 1, "names refer to each other in too many ways to be analysed"))
     return _ordered(found)

@@ -18,6 +18,13 @@ MAX_BYTES = 500_000
 MAX_DEPTH = 500
 """Nested nodes from the module to the deepest leaf; people stay under 40."""
 
+MAX_FORMAT_STRING = 20_000
+"""Characters of one f-string: Python 3.11 parses them in quadratic time, 30 s for half a megabyte."""
+
+MAX_KEYWORDS = 1_000
+"""Keyword arguments of one call or pattern: Python compares each with each, 30 s for half a megabyte."""
+
+_LONG_FORMAT = re.compile(r"(?is)(?<!\w)(?:f|fr|rf)(\"\"\"|'''|\"|')(?:\\.|(?!\1)[^\\]){%d}" % MAX_FORMAT_STRING)
 _COOKIE = re.compile(r"^[ \t\f]*#.*?coding[:=][ \t]*([-\w.]+)")
 _UTF8 = frozenset({"utf-8", "utf8", "utf_8", "u8", "utf-8-sig"})
 _NEWLINE = re.compile(r"\r\n|\r|\n")
@@ -98,11 +105,14 @@ def folded_names(lines: list[str], tree_names: frozenset[str]) -> Iterator[Probl
 
 def parse(text: str) -> ast.Module:
     """The tree of a text that Python accepts. Raises Unreadable with R703 for a syntax error and R602 for monsters."""
+    long = _LONG_FORMAT.search(text)
+    if long:
+        raise Unreadable("R602", text.count("\n", 0, long.start()) + 1, 1, f"an f-string of more than {MAX_FORMAT_STRING:,} characters")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tree = ast.parse(text, "train.py", "exec")
-            _check_depth(tree)
+            _check_shape(tree)
             compile(tree, "train.py", "exec", dont_inherit=True)
     except SyntaxError as error:
         lines = text.count("\n") + 1
@@ -115,10 +125,21 @@ def parse(text: str) -> ast.Module:
     return tree
 
 
-def _check_depth(tree: ast.Module) -> None:
+def _check_shape(tree: ast.Module) -> None:
+    """Refuse what would take the compiler, or the checks, more than a moment."""
     layer: list[ast.AST] = [tree]
     for _ in range(MAX_DEPTH):
-        layer = [child for node in layer for child in ast.iter_child_nodes(node)]
+        below: list[ast.AST] = []
+        for node in layer:
+            for field in node._fields:
+                value = getattr(node, field, None)
+                if isinstance(value, list):
+                    if len(value) > MAX_KEYWORDS and field in ("keywords", "kwd_attrs"):
+                        raise Unreadable("R602", getattr(node, "lineno", 1), 1, f"more than {MAX_KEYWORDS:,} keyword arguments in one place")
+                    below.extend(item for item in value if isinstance(item, ast.AST))
+                elif isinstance(value, ast.AST) and value._fields:
+                    below.append(value)
+        layer = below
         if not layer:
             return
     deepest = next((node for node in layer if hasattr(node, "lineno")), tree)
