@@ -147,8 +147,15 @@ async def test_two_fetchers_never_take_the_same_submission(house, autojump_clock
         await trio.sleep(0.3 if statuses == (Status.REVEALED,) else 0)
         return rows
 
+    fetch = house.files.fetch
+
+    async def uneven(payload, settings):
+        await trio.sleep(0.1 * int(payload.url[-4]))
+        return await fetch(payload, settings)
+
     monkeypatch.setattr(Store, "in_state", slow)
-    ids = [commit(house, f"# mfu 4{n}", hotkey=f"5Miner{n}", uid=n, block=10 + n) for n in range(2, 8)]
+    house.parts["fetch"] = uneven
+    ids = [commit(house, f"# mfu 4{n}", hotkey=f"5Miner{n}", uid=n, url=f"https://files.example/{n}.py") for n in range(2, 8)]
     async with house.running():
         for id_ in ids:
             assert (await house.until(id_)).submission.status is Status.SCORED
