@@ -76,8 +76,8 @@ class Stalls(trio.abc.Instrument):
 
 
 async def commit(store, board, *, rate, number):
-    """`number` submissions change, `rate` a second; every tenth is a score, which changes the standings."""
-    rows = (await store.submissions(limit=100)).items
+    """`number` waiting submissions change, `rate` a second; every tenth change is a score, which changes the standings."""
+    rows = await store.in_state(Status.QUEUED)
     scored = (await store.submissions(status=Status.SCORED, limit=10)).items
     for n in range(number):
         row = scored[n // 10 % len(scored)] if n % 10 == 0 else rows[n % len(rows)]

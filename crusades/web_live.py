@@ -20,6 +20,7 @@ nothing for `SEND_DEADLINE` seconds is dropped. Memory is bounded by clients × 
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable
 from contextlib import AbstractContextManager
@@ -33,7 +34,7 @@ from crusades.web_cache import Answer, EventSource
 from crusades.web_views import LIVE_HISTORY, Views, shown_event
 
 HEARTBEAT = 15.0
-TICK = 0.5
+TICK = 1.0
 """How often the board (slots, heads, progress), which publishes no events, is compared with what was sent."""
 SEND_DEADLINE = 30.0
 BUFFER = 4096
@@ -204,6 +205,8 @@ class Hub:
                 text = (await make()).body.decode()
                 if name == "overview":
                     seen = version
+                    if silent < HEARTBEAT and _timeless(text) == _timeless(self._sent.get(name, "")):
+                        continue
                 if self._sent.get(name) != text or (name == "overview" and silent >= HEARTBEAT):
                     changed[name] = text
             if changed:
@@ -265,6 +268,13 @@ class Hub:
                 frames = [f'{{"type":"resumed","seq":{since}}}']
                 return [*frames, '{"type":"events","events":[' + ",".join(map(encode_event, missed)) + "]}"] if missed else frames
         return [await self._snapshot(start)]
+
+
+_CLOCK = re.compile(r'"now":[0-9.e+]+')
+
+
+def _timeless(overview: str) -> str:
+    return _CLOCK.sub("", overview, count=1)
 
 
 async def _send(send: Callable[[str], Awaitable[None]], frame: str) -> None:
