@@ -81,3 +81,20 @@ def test_the_pages_functions_make_foreign_text_harmless():
     """
     done = subprocess.run(["node", "--input-type=module", "-e", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_route_is_documented_and_every_documented_route_exists():
+    app, _, _ = make()
+    routes = {rule.rule for rule in app.url_map.iter_rules()}
+    page = (FOLDER.parent.parent / "docs" / "api.md").read_text()
+    documented = set(re.findall(r"`(/[^`?\s]*)`", page)) - {"/api/v1"}
+    assert documented == routes
+
+
+def test_every_error_is_documented():
+    from crusades import web, web_views
+
+    sources = "".join((FOLDER.parent / f"{module.__name__.rpartition('.')[2]}.py").read_text() for module in (web, web_views))
+    named = set(re.findall(r'(?:Refused|_refusal)\(\d+, "([a-z_]+)"', sources)) | {"internal", "unavailable", "not_found", "bad_request", "method_not_allowed"}
+    page = (FOLDER.parent.parent / "docs" / "api.md").read_text()
+    assert {name for name in named if f"`{name}`" not in page} == set()

@@ -44,7 +44,7 @@ export function drawTiles(overview) {
       : tile("Leader", "–", "", "nobody has been scored yet", "lead"),
     tile("Submissions", count(total), "", [h("span", { class: "good" }, `${count(n("scored"))} scored`), " · ", h("span", { class: "bad" }, `${count(n("rejected"))} rejected`), n("faulted") ? ` · ${count(n("faulted"))} faulted` : ""]),
     tile("Queue", count(n("queued")), "waiting", `${plural(n("running"), "submission")} on ${busy} of ${plural(overview.slots.length, "slot")} · ${count(way)} on the way`),
-    tile("Weights", weights.held ? "held" : weights.equal === null ? "–" : weights.equal ? "in step" : "differ", "", weights.held ? clean(weights.held, 160) : weights.age_blocks === null ? "nothing set yet" : `on chain since ${plural(weights.age_blocks, "block")}`, weights.held || weights.equal === false ? "warn" : ""));
+    tile("Weights", weights.held ? "held" : weights.equal === null ? "–" : weights.equal ? "in step" : "differ", "", weights.held ? clean(weights.held, 160) : weights.age_blocks === null ? "nothing set yet" : `on chain, set ${plural(weights.age_blocks, "block")} ago`, weights.held || weights.equal === false ? "warn" : ""));
 }
 
 export function drawLeaderboard(rows) {

@@ -36,7 +36,7 @@ export class Detail {
 
   // Called again for every event about this submission; a burst is one request.
   changed(id) {
-    if (id !== this.id) return;
+    if (!id || id !== this.id) return;
     clearTimeout(this.waiting);
     this.waiting = setTimeout(() => this.refresh(), 200);
   }
