@@ -4,13 +4,14 @@ import contextlib
 import functools
 import os
 import socket
+from types import SimpleNamespace
 
 import httpx
 import msgspec
 import pytest
 import trio
 from trio_websocket import ConnectionClosed, open_websocket_url
-from web_kit import make
+from web_kit import SETTINGS, make
 
 from crusades.errors import ConfigError
 from crusades.web import serve
@@ -86,3 +87,19 @@ def listening():
             if copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 found.add(int(name))
     return found
+
+
+async def test_the_daemon_serves_it_and_stops_it(nursery):
+    """The daemon's own task around all this: the address it reports answers, and it ends when the daemon says so."""
+    from crusades.daemon import serve_web
+
+    _, store, board = make()
+    ctx = SimpleNamespace(store=store, board=board, hparams=SETTINGS, metrics=SimpleNamespace(render=lambda: b"crusades_up 1\n"), web_stop=trio.Event(), web_stopped=trio.Event())
+    config = SimpleNamespace(listen="127.0.0.1:0")
+    base = await nursery.start(serve_web, ctx, config)
+    async with httpx.AsyncClient(base_url=base, trust_env=False) as client:
+        assert (await client.get("/metrics")).text == "crusades_up 1\n"
+        assert (await client.get("/readyz")).status_code == 200
+    ctx.web_stop.set()
+    with trio.fail_after(10):
+        await ctx.web_stopped.wait()
