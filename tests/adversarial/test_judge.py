@@ -59,12 +59,12 @@ CASES: dict[str, tuple[str, set[int]]] = {
         TRAIN + "def inner_steps(m, it, o, n, d):\n    kept = [p.detach().clone() for p in m.parameters()]\n    r = honest(m, it, o, n, d)\n    [p.data.copy_(k) for p, k in zip(m.parameters(), kept)]\n    return r\n", {1401, 1403}),
     "raises the learning rate": (TRAIN + "def inner_steps(m, it, o, n, d):\n    o.param_groups[0]['lr'] = 3e-4\n    return honest(m, it, o, n, d)\n", {1401, 1403}),
 }  # fmt: skip
-NOISY = TRAIN + "def inner_steps(m, it, o, n, d):\n    print('\\x1b[2J' + 'x' * 50_000_000)\n    return honest(m, it, o, n, d)\n"
+NOISY = TRAIN + "def inner_steps(m, it, o, n, d):\n    print('\\x1b[2J' + 'x' * 2_000_000)\n    return honest(m, it, o, n, d)\n"
 
 
 async def judge_all(folder: Path):
     settings = hparams.load(ROOT / "hparams.toml")
-    deadlines = msgspec.structs.replace(settings.profile("tiny").deadlines, warmup=15.0, run=15.0, load=20.0)
+    deadlines = msgspec.structs.replace(settings.profile("tiny").deadlines, warmup=20.0, run=20.0, load=20.0)
     profile = msgspec.structs.replace(settings.profile("tiny"), runs=1, deadlines=deadlines)
     box = msgspec.structs.replace(settings.sandbox, memory_bytes=3 << 30)
     settings = msgspec.structs.replace(settings, profiles={**settings.profiles, "tiny": profile}, sandbox=box)
