@@ -99,6 +99,8 @@ class Context:
     """Unix times of the last new head and of the newest backup."""
     weights_equal: bool | None = None
     """Whether the chain holds what we asked for; None while nothing is due."""
+    systemd: dict[str, str] = field(default_factory=dict)
+    """Where systemd listens, taken out of the environment that children inherit."""
     web_stop: trio.Event = field(default_factory=trio.Event)
     """Set when everybody else has ended: viewers see the others out."""
     web_stopped: trio.Event = field(default_factory=trio.Event)

@@ -35,7 +35,7 @@ from crusades.poller import poll_chain
 from crusades.records import Finding, Source
 from crusades.slots import Seat, SlotState
 from crusades.watch import tell_viewers, watch
-from crusades.watchdog import Health
+from crusades.watchdog import Health, forget_systemd, notify
 from crusades.weights import set_weights
 
 log = logging.getLogger("crusades.daemon")
@@ -160,6 +160,7 @@ async def stop_intake(stop: trio.Event, ctx: Context, intake: trio.CancelScope) 
     """Stage one: nothing new is begun."""
     await stop.wait()
     log.info("stopping: a running evaluation gets %g s to end its run", ctx.hparams.daemon.shutdown_grace)
+    notify("STOPPING=1", ctx.systemd)
     ctx.stopping.set()
     intake.cancel()
 
@@ -297,7 +298,7 @@ def make_context(config: DaemonConfig, store: Any, chain: Any, *, is_dev: bool) 
     return Context(hparams=settings, profile_name=profile_name, netuid=config.netuid, hotkey=board.hotkey, state_dir=config.state_dir, store=store, chain=chain,
                    board=board, health=Health(), metrics=Metrics(), open_slot=config.parts.open_slot or _judge,
                    fingerprint=config.parts.fingerprint or _fingerprint, control=config.parts.control,
-                   accept_empty_state=config.accept_empty_state)
+                   accept_empty_state=config.accept_empty_state, systemd=forget_systemd())
 
 
 def _load_early() -> None:

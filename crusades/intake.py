@@ -36,7 +36,7 @@ Scan = Callable[[bytes], list[Finding]]
 
 
 class Retries:
-    """When a failed download may be tried again; in memory only, because a restart may try at once."""
+    """When a failed download may be tried again, on trio's clock; in memory only, because a restart may try at once."""
 
     def __init__(self) -> None:
         self._tries: dict[str, tuple[int, float]] = {}
@@ -57,7 +57,7 @@ class Retries:
         self._tries.pop(id_, None)
 
     def wait(self, now: float) -> float:
-        """Seconds until the next one is due; a minute at most, so that a step of the wall clock cannot stop us."""
+        """Seconds until the next one is due; a minute at most, to show that the fetcher lives."""
         return max(0.0, min([60.0, *(at - now for _, at in self._tries.values())]))
 
 
@@ -68,9 +68,9 @@ async def fetch_revealed(ctx: Context, fetch: Fetch, retries: Retries, name: str
         seen = ctx.bells.revealed.count
         ctx.health.progress(name, "looking")
         rows = await ctx.store.in_state(Status.REVEALED)
-        free = [row for row in rows if row.id not in ctx.fetching and retries.due(row.id, ctx.now())]
+        free = [row for row in rows if row.id not in ctx.fetching and retries.due(row.id, trio.current_time())]
         if not free:
-            await ctx.bells.revealed.wait(seen, retries.wait(ctx.now()) or 1.0)
+            await ctx.bells.revealed.wait(seen, retries.wait(trio.current_time()) or 1.0)
             continue
         ctx.fetching.add(free[0].id)
         try:
@@ -90,7 +90,7 @@ async def _fetch_one(ctx: Context, fetch: Fetch, retries: Retries, row: Submissi
     try:
         early = await too_soon(ctx, row) or await unpaid(ctx, row, payload)
     except ChainError as error:
-        delay = retries.failed(row.id, ctx.now())
+        delay = retries.failed(row.id, trio.current_time())
         log.warning("its fee cannot be looked up, again in %.0f s: %s", delay, error)
         return
     if early is not None:
@@ -126,7 +126,7 @@ async def _host_down(ctx: Context, retries: Retries, row: Submission, words: str
                        message=f"The host could not be asked for {ctx.hparams.fetch.grace_hours:g} h. The last answer: {words}")
         await ctx.store.transition(row.id, Status.REJECTED, block=ctx.block, reason=final)
         return
-    delay = retries.failed(row.id, ctx.now())
+    delay = retries.failed(row.id, trio.current_time())
     log.info("tried again in %.0f s: %s", delay, words)
     if not failures:  # once: it starts the window and tells the miner
         why = Reason(code=fault("host-down").code, stage=Stage.FETCH, message=words, hint=fault("host-down").advice)

@@ -73,13 +73,13 @@ async def schedule(ctx: Context) -> None:
         taken = {seat.submission_id for seat in ctx.seats.values()}
         rows = [row for row in await ctx.store.in_state(Status.QUEUED) if row.id not in taken]
         queue = waiting(((row.id, row.commit_block, row.uid, row.attempts) for row in rows), ctx.memory)
-        plan = decide(queue, [Place(seat.name, seat.state) for seat in ctx.seats.values()], ctx.now())
+        plan = decide(queue, [Place(seat.name, seat.state) for seat in ctx.seats.values()], trio.current_time())
         for start in plan.starts:
             ctx.seats[start.slot].hand_over(start.submission_id)
         oldest = min((row.updated_at for row in rows), default=ctx.now())
         ctx.metrics.queue_oldest.set(max(0.0, ctx.now() - oldest))
-        # A minute at most: a step of the wall clock must not leave the queue standing.
-        await ctx.bells.queue.wait(seen, 60.0 if plan.wake_at is None else min(60.0, max(0.1, plan.wake_at - ctx.now())))
+        # A minute at most, to show that this task lives. Back-offs run on trio's clock: a step of the wall clock changes nothing.
+        await ctx.bells.queue.wait(seen, 60.0 if plan.wake_at is None else min(60.0, max(0.1, plan.wake_at - trio.current_time())))
 
 
 # ------------------------------------------------------------------------------------------------ one slot
@@ -295,5 +295,5 @@ async def settle_mishap(ctx: Context, row: Submission, mishap: Mishap, message: 
         log.warning("%s: %s", status.value if status else "withdrawn", message)
         ctx.memory.pop(row.id, None)
         return
-    ctx.memory[row.id] = Memory(mishaps, ctx.now() + judged.delay, "")
+    ctx.memory[row.id] = Memory(mishaps, trio.current_time() + judged.delay, "")
     ctx.bells.queue.ring()

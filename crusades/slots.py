@@ -205,6 +205,7 @@ class Memory:
 
     mishaps: tuple[Mishap, ...] = ()
     not_before: float = 0.0
+    """On trio's clock."""
     kept_on: str = ""
 
 

@@ -15,7 +15,7 @@ import trio
 from crusades.alerts import Facts, Telling, alerts
 from crusades.context import Context
 from crusades.logs import redactor
-from crusades.watchdog import Stalls, forget_systemd, heartbeat, notify, status_line, tell, watchdog_interval
+from crusades.watchdog import Stalls, heartbeat, notify, status_line, tell, watchdog_interval
 
 log = logging.getLogger("crusades.watch")
 
@@ -31,8 +31,7 @@ NAMED_STALLS = 20
 
 async def watch(ctx: Context) -> None:
     """For as long as the daemon lives, its last seconds included."""
-    systemd = forget_systemd()  # children inherit the environment, and must not speak for us
-    interval = min(LOOK, watchdog_interval(systemd) or LOOK)
+    interval = min(LOOK, watchdog_interval(ctx.systemd) or LOOK)
     stalls = _watch_loop(ctx)
     told_ready, said, telling, next_alerts = False, "", Telling(), 0.0
     async with httpx.AsyncClient() as client:
@@ -43,16 +42,15 @@ async def watch(ctx: Context) -> None:
                 if not told_ready and is_up(ctx):
                     told_ready = True
                     log.info("ready")
-                    notify("READY=1", systemd)
+                    notify("READY=1", ctx.systemd)
                 if not late:
-                    notify("WATCHDOG=1", systemd)
+                    notify("WATCHDOG=1", ctx.systemd)
                 line = status_line(ctx.board, _weights_words(ctx), ctx.counts)
                 if ctx.stopping.is_set():
                     line = f"stopping · {line}"
-                    notify("STOPPING=1", systemd)
                 if line != said:
                     said = line
-                    notify(f"STATUS={redactor.clean(line)}", systemd)
+                    notify(f"STATUS={redactor.clean(line)}", ctx.systemd)
                 if trio.current_time() >= next_alerts:
                     next_alerts = trio.current_time() + ALERT_LOOK
                     await _tell_people(ctx, late, telling, client)
@@ -107,7 +105,10 @@ async def _show(ctx: Context, late: dict[str, str], stalls: Stalls) -> None:
     metrics.ready.set(ctx.board.is_ready)
     metrics.problems.set(len(ctx.board.problems))
     metrics.stall_max.set(stalls.take_longest())
-    metrics.disk_free.set(shutil.disk_usage(ctx.state_dir).free)
+    free = shutil.disk_usage(ctx.state_dir).free
+    metrics.disk_free.set(free)
+    low = free < ctx.hparams.daemon.disk_low_bytes
+    ctx.problem("disk", f"{free / 2**30:.1f} GiB free in the state directory" if low else "")
     if ctx.chain.problem:
         # The adapter waits out an outage inside, with deadlines of its own: the poller is not hung, it looks and finds nothing.
         ctx.health.progress("chain poller", ctx.chain.problem)

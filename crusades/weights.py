@@ -10,13 +10,12 @@ signs with this hotkey, and the only safe thing is to stop and stay stopped.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import trio
 
-from crusades.chain_weights import OnChainWeights, WeightsPlan, Window, arrived, foreign_update, shares
+from crusades.chain_weights import OnChainWeights, WeightsPlan, Window, arrived, foreign_update, quantise, shares
 from crusades.context import Context
 from crusades.errors import ChainError, ChainIncompatible, MustNotRestart, OutcomeUnknown
 
@@ -143,7 +142,7 @@ async def _look_and_act(ctx: Context, me: _Setter) -> str:
     held = await ctx.chain.read_weights()
     if not me.acquainted:
         await _acquaint(ctx, me, held)
-    _beware(ctx, me, held)
+    await _beware(ctx, me, held)
     _show(ctx, held)
     await _read_back(ctx, me, held)
     vector, why_empty = await _vector(ctx)
@@ -172,10 +171,11 @@ async def _acquaint(ctx: Context, me: _Setter, held: OnChainWeights) -> None:
     """At the start: what the store says we sent, and what the chain says somebody sent."""
     journal = await ctx.store.weights_journal()
     me.ours = [Window(first, last) for first, last in journal]
-    neurons: Sequence[Any] = await ctx.chain.neurons()
-    mine = next((neuron for neuron in neurons if neuron.hotkey == ctx.hotkey), None)
-    if mine is not None:  # registration sets LastUpdate too, and is no doppelganger
-        me.ours.append(Window(mine.registered_block, mine.registered_block))
+    last = await ctx.store.weights()
+    if last.asked_block is not None:  # go on reading back what the last process sent
+        me.asked, me.asked_block, me.applied = dict(zip(*quantise(sorted(last.asked.items())), strict=True)), last.asked_block, last.applied_block is not None
+    if (registered := await _registered_at(ctx)) is not None:
+        me.ours.append(Window(registered, registered))
     unknown = foreign_update(held.last_update, me.ours)
     if unknown and not journal:
         me.state_known = ctx.accept_empty_state
@@ -185,10 +185,19 @@ async def _acquaint(ctx: Context, me: _Setter, held: OnChainWeights) -> None:
     me.acquainted = True
 
 
-def _beware(ctx: Context, me: _Setter, held: OnChainWeights) -> None:
-    if foreign_update(held.last_update, me.ours):
-        raise MustNotRestart(f"weights of hotkey {ctx.hotkey} were set in block {held.last_update}, and not by this process: another validator signs with "
-                             "the same hotkey. Nothing more is sent. Stop the other one, then start this one again.")
+async def _beware(ctx: Context, me: _Setter, held: OnChainWeights) -> None:
+    if not foreign_update(held.last_update, me.ours):
+        return
+    if await _registered_at(ctx) == held.last_update:  # our hotkey was registered anew while we ran
+        me.ours.append(Window(held.last_update, held.last_update))
+        return
+    raise MustNotRestart(f"weights of hotkey {ctx.hotkey} were set in block {held.last_update}, and not by this process: another validator signs with "
+                         "the same hotkey. Nothing more is sent. Stop the other one, then start this one again.")
+
+
+async def _registered_at(ctx: Context) -> int | None:
+    """Registration sets LastUpdate too, and is no doppelganger."""
+    return next((neuron.registered_block for neuron in await ctx.chain.neurons() if neuron.hotkey == ctx.hotkey), None)
 
 
 def _show(ctx: Context, held: OnChainWeights) -> None:

@@ -17,7 +17,7 @@ def settings(**daemon):
     """The shipped settings, in a hurry where the fakes are."""
     loaded = hparams.load()
     replace = msgspec.structs.replace
-    return replace(loaded, daemon=replace(loaded.daemon, **daemon), chain=replace(loaded.chain, weights_interval=10),
+    return replace(loaded, daemon=replace(loaded.daemon, disk_low_bytes=1, **daemon), chain=replace(loaded.chain, weights_interval=10),
                    competition=replace(loaded.competition, profile="tiny"), web=replace(loaded.web, listen="127.0.0.1:0"))  # fmt: skip
 
 

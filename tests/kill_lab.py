@@ -94,6 +94,7 @@ class Lab:
     final_before: dict = field(default_factory=dict)
     """submission id → processes that had been started when it had its verdict: no later one may evaluate it."""
     validator: str = ""
+    environment: dict = field(default_factory=dict)
     log_from: int = 0
     """Where the log of the child of the moment begins."""
 
@@ -129,7 +130,7 @@ class Lab:
         orders = Orders(network=self.net.url, state_dir=str(self.state_dir), wallets=str(self.folder / "wallets"), journal=str(self.folder / "journal"))
         with open(log_file, "ab") as log:  # one file for all children of a story
             process = subprocess.Popen([sys.executable, __file__, msgspec.json.encode(orders).decode()], stdout=log, stderr=log, cwd=ROOT,
-                                       env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"})
+                                       env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", **self.environment})
         self.started.append(process.pid)
         try:
             yield process

@@ -3,12 +3,17 @@
 The first story is the one to read: one submission's whole life. The others are what can go wrong in it.
 """
 
+import dataclasses
+from pathlib import Path
+
 import msgspec
 import pytest
 import trio
 from daemon_house import House, eventually
 from fakes import FakeJudge, make_commitment, make_source
 
+from crusades import hparams
+from crusades.daemon import reload_settings
 from crusades.errors import ChainError, FetchFault, MustNotRestart, RefereeFault, StoreError
 from crusades.intake import FIRST_RETRY
 from crusades.nvml import Device
@@ -435,6 +440,37 @@ async def test_after_a_restart_our_own_weights_are_no_doppelganger(house, autoju
     assert len(house.chain.sent) > sent
 
 
+async def test_a_new_registration_of_our_hotkey_is_no_doppelganger(house, autojump_clock):
+    commit(house, "# mfu 40")
+    async with house.running() as ctx:
+        await weights_set(house, {2: 65535})
+        await trio.sleep(30 * house.chain.block_seconds)
+        house.chain.block += 200
+        house.chain.neuron_list[1] = msgspec.structs.replace(house.chain.neuron_list[1], registered_block=house.chain.block)
+        house.chain.last_update = house.chain.block
+        await trio.sleep(60 * house.chain.block_seconds)
+        assert ctx.board.problems == {}
+
+
+async def test_weights_sent_by_the_last_process_are_still_read_back(house, autojump_clock):
+    commit(house, "# mfu 40")
+    send = house.chain.set_weights
+
+    async def slow_to_apply(plan):
+        outcome = await send(plan)
+        house.chain.weights, house.chain.pending = {}, 1
+        return outcome
+
+    house.chain.set_weights = slow_to_apply
+    async with house.running():
+        await eventually(lambda: house.chain.sent)
+    house.chain.weights, house.chain.pending = dict(house.chain.sent[-1]), 0
+    async with house.running() as ctx:
+        await trio.sleep(60)
+        assert (await ctx.store.weights()).equal is True
+    assert len(house.chain.sent) == 1
+
+
 async def test_a_refused_vector_is_held_with_the_chains_reason(house, autojump_clock):
     house.chain.refused = ("uid 1 holds no validator permit",)
     commit(house, "# mfu 40")
@@ -442,6 +478,54 @@ async def test_a_refused_vector_is_held_with_the_chains_reason(house, autojump_c
         await trio.sleep(900)
         assert "no validator permit" in ctx.board.problems["weights"]
     assert house.chain.sent == []
+
+
+# ------------------------------------------------------------------------------------------------ the machine
+
+
+async def test_a_clock_that_jumps_back_an_hour_holds_up_nothing(house, autojump_clock):
+    commit(house, "# mfu 40\n# fault referee")
+    async with house.running() as ctx:
+        await trio.sleep(30)
+        real = ctx.now
+        ctx.now = lambda: real() - 3600
+        late = commit(house, "# mfu 41", hotkey="5Miner3", uid=3, block=11)
+        assert (await house.until(late, patience=300)).submission.status is Status.SCORED
+        assert (await ctx.store.counts())["scored"] == 2
+
+
+async def test_sighup_takes_what_is_safe_and_names_the_rest(house, autojump_clock, tmp_path, caplog):
+    path = tmp_path / "hparams.toml"
+    text = (Path(__file__).parent.parent / "hparams.toml").read_text()
+    house.settings = msgspec.structs.replace(hparams.load(), web=house.settings.web)
+    async with house.running() as ctx:
+        config = dataclasses.replace(house.config(trio.Event()), hparams_path=path)
+        path.write_text(text.replace("[scoring]", "[daemon]\nmax_attempts = 7\n\n[scoring]\nburn = 0.1"))
+        with caplog.at_level("INFO", "crusades"):
+            reload_settings(ctx, config)
+        assert (ctx.hparams.daemon.max_attempts, ctx.hparams.scoring.burn) == (7, 0.0)
+        assert "reloaded daemon" in caplog.text
+        assert "scoring" in caplog.text
+        path.write_text("[daemon]\nmax_atempts = 7")
+        reload_settings(ctx, config)
+        assert ctx.hparams.daemon.max_attempts == 7
+
+
+async def test_a_full_disk_ends_the_daemon_and_loses_nothing(house, autojump_clock, monkeypatch):
+    id_ = commit(house, "# mfu 40")
+
+    async def full(*args, **kwargs):
+        raise StoreError("the disk is full: free some space")
+
+    with pytest.raises(BaseExceptionGroup) as caught:  # noqa: PT012 - the story is the point
+        async with house.running():
+            await house.until(id_, Status.RUNNING)
+            with monkeypatch.context() as patch:
+                patch.setattr(Store, "add_run", full)
+                await trio.sleep(60)
+    assert {type(e) for e in leaves(caught.value)} == {StoreError}
+    async with house.running():
+        assert (await house.until(id_)).submission.status is Status.SCORED
 
 
 # ------------------------------------------------------------------------------------------------ telling

@@ -1,14 +1,34 @@
 """The daemon as a process of its own, on a dev chain, with the real store and real downloads; only the judge is a stand-in."""
 
 import signal
+import socket
 
 import pytest
+import trio
 from kill_lab import ended, kill_story, open_lab
 
 
-async def test_one_submissions_whole_life_for_real(tmp_path):
-    """Sealed on a real (dev) chain → revealed → downloaded → queued → running → scored → weights on chain, then a staged stop."""
+@pytest.fixture
+async def systemd(tmp_path, nursery):
+    """Everything that is said to the notify socket of a unit, as it comes."""
+    told = []
+    with trio.socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        await listener.bind(str(tmp_path / "notify"))
+
+        async def listen():
+            while True:
+                told.append((await listener.recv(4096)).decode())
+
+        nursery.start_soon(listen)
+        yield told
+        nursery.cancel_scope.cancel()
+
+
+async def test_one_submissions_whole_life_for_real(tmp_path, systemd):
+    """Sealed on a real (dev) chain → revealed → downloaded → queued → running → scored → weights on chain, then a staged stop;
+    and systemd hears of it."""
     async with open_lab(tmp_path) as lab:
+        lab.environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "1000000"}
         await lab.submit(0)
         with lab.daemon() as process:
             await lab.until_judged(60.0)
@@ -21,6 +41,11 @@ async def test_one_submissions_whole_life_for_real(tmp_path):
         uid = lab.net.uid(1, lab.rows("SELECT hotkey FROM submissions")[0][0])
         validator = lab.net.uid(1, lab.validator)
         assert lab.net.weights(1, validator) == {uid: 65535}
+        told = systemd
+        assert told.index("READY=1") < told.index("STOPPING=1")
+        assert told.count("READY=1") == 1
+        assert "WATCHDOG=1" in told
+        assert any(line.startswith("STATUS=block") for line in told)
 
 
 @pytest.mark.slow

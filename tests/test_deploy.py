@@ -109,7 +109,7 @@ def systemd_analyze(*arguments):
 
 def test_systemd_accepts_every_line(tmp_path):
     unit = tmp_path / install.UNIT
-    unit.write_text(rendered().replace("User=crusades", "User=nobody").replace("Group=crusades", "Group=nogroup"))
+    unit.write_text(rendered().replace("User=crusades", "User=daemon").replace("Group=crusades", "Group=daemon"))
     done = systemd_analyze("verify", "--man=no", "--recursive-errors=no", str(unit))
     assert [line for line in done.stderr.splitlines() if "crusades-validator" in line] == []
 
@@ -153,3 +153,8 @@ def test_files_are_replaced_whole(tmp_path):
     install._do(install.Step("", path=unit, content="new"))
     assert unit.read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == [install.UNIT]
+
+
+def test_the_operators_guide_names_only_metrics_that_exist():
+    text = (DEPLOY.parent / "docs" / "operating.md").read_text()
+    assert set(re.findall(r"\bcrusades_[a-z_]+", text)) <= metric_names()
