@@ -1,12 +1,12 @@
 // The sections that the validator pushes whole: header, tiles, leaderboard, queue, slots, weights.
 
-import { byId, h, show } from "./dom.js";
+import { byId, h, marked, show } from "./dom.js";
 import { ago, clean, count, iso, mfu, percent, plural, short, span, now } from "./format.js";
 
 export const chip = (status) => h("span", { class: `chip ${clean(status)}` }, h("i", { class: "dot" }), clean(status));
 export const when = (at) => h("time", { datetime: iso(at), title: iso(at), "data-at": at }, ago(at));
 export const opener = (id, label, key, ...children) => h("a", { class: "opener", href: `#/submission/${encodeURIComponent(id)}`, "aria-label": label, "data-key": key }, ...children);
-const empty = (words) => h("p", { class: "empty" }, words);
+const empty = (words) => h("p", { class: "empty" }, marked(words));
 const bar = (share, kind = "") => h("span", { class: `bar ${kind}`, "aria-hidden": "true" }, h("span", { "width%": 100 * share }));
 const miner = (hotkey, uid) => h("span", { class: "miner" }, h("span", { class: "uid" }, uid === null ? "no uid" : `uid ${uid}`), h("bdi", { class: "mono", title: clean(hotkey, 80) }, short(hotkey)));
 
@@ -43,7 +43,7 @@ export function drawTiles(overview) {
       ? tile("Leader", mfu(leader.score_mfu), "% MFU", [miner(leader.hotkey, leader.uid), opener(leader.submission_id, "Open the leading submission", "tile-leader", "open")], "lead")
       : tile("Leader", "–", "", "nobody has been scored yet", "lead"),
     tile("Submissions", count(total), "", [h("span", { class: "good" }, `${count(n("scored"))} scored`), " · ", h("span", { class: "bad" }, `${count(n("rejected"))} rejected`), n("faulted") ? ` · ${count(n("faulted"))} faulted` : ""]),
-    tile("Queue", count(n("queued")), "waiting", `${plural(n("running"), "submission")} on ${busy} of ${plural(overview.slots.length, "slot")} · ${count(way)} on the way`),
+    tile("Queue", count(n("queued")), "waiting", `${plural(n("running"), "submission")} on ${busy} of ${plural(overview.slots.length, "slot")}${way ? ` · ${count(way)} on the way` : ""}`),
     tile("Weights", weights.held ? "held" : weights.equal === null ? "–" : weights.equal ? "in step" : "differ", "", weights.held ? clean(weights.held, 160) : weights.age_blocks === null ? "nothing set yet" : `on chain, set ${plural(weights.age_blocks, "block")} ago`, weights.held || weights.equal === false ? "warn" : ""));
 }
 
@@ -75,14 +75,16 @@ export function drawSlots(slots, submissions) {
   }));
 }
 
+const QUEUE_SHOWN = 8;
+
 export function drawQueue(queue) {
   const way = Object.entries(queue.earlier).filter(([, n]) => n > 0).map(([status, n]) => `${count(n)} ${status}`);
   show("earlier", way.length ? `on the way: ${way.join(", ")}` : "");
   if (!queue.items.length) return show("queue", empty("Nobody is waiting."));
-  const rows = queue.items.slice(0, 12).map((row) => h("li", null, opener(row.id, `Open ${row.status} submission of ${clean(row.hotkey, 80)}`, `queue-${row.id}`,
+  const rows = queue.items.slice(0, QUEUE_SHOWN).map((row) => h("li", null, opener(row.id, `Open ${row.status} submission of ${clean(row.hotkey, 80)}`, `queue-${row.id}`,
     h("span", { class: "rank" }, row.status === "running" ? "▸" : row.queue_position ?? ""), h("span", { class: "who" }, miner(row.hotkey, row.uid)),
     h("span", { class: "note" }, row.status === "running" ? clean(row.progress, 60) || "running" : `block ${row.commit_block}`))));
-  show("queue", h("ol", { class: "board small" }, rows), queue.items.length > 12 && h("p", { class: "more" }, `and ${queue.items.length - 12} more`));
+  show("queue", h("ol", { class: "board small" }, rows), queue.items.length > QUEUE_SHOWN && h("p", { class: "more" }, `and ${queue.items.length - QUEUE_SHOWN} more`));
 }
 
 export function drawWeights(weights) {

@@ -2,7 +2,7 @@
 
 import { chip, when } from "./board.js";
 import { drawCode } from "./code.js";
-import { byId, h, show } from "./dom.js";
+import { byId, h, marked, show } from "./dom.js";
 import { STATUS_WORDS, bytes, clean, clock, count, mfu, number, percent, short, span, webAddress } from "./format.js";
 
 const fact = (name, ...value) => [h("dt", null, name), h("dd", null, ...value)];
@@ -82,12 +82,12 @@ export class Detail {
     const judged = typeof reason.measured === "number" && typeof reason.limit === "number";
     return h("section", { class: `reason ${ours ? "ours" : "theirs"}` },
       h("p", { class: "reason-head" }, h("b", null, row ? clean(row.title) : "Reason"), h("span", { class: "muted" }, `${reason.code} · ${clean(reason.stage, 20)}${ours ? ` · the ${row.whose}'s, not the miner's` : ""}`)),
-      h("p", null, h("bdi", null, clean(reason.message))),
+      h("p", null, h("bdi", null, marked(clean(reason.message)))),
       judged && gauge({ name: reason.rule, value: reason.measured, limit: reason.limit, where: "" }),
       !judged && reason.measured !== null && h("p", { class: "note" }, "measured ", mono(number(reason.measured)), reason.limit !== null && [", limit ", mono(number(reason.limit))]),
       reason.rule && !judged && h("p", { class: "note" }, "rule ", mono(reason.rule), reason.line !== null && `, line ${reason.line}`),
       reason.line !== null && ["scored", "rejected"].includes(submission.status) && h("button", { class: "button small", type: "button", "data-key": "line", onclick: () => this.wantCode(submission, reason.line) }, `Show line ${reason.line}`),
-      reason.hint && h("p", { class: "todo" }, h("b", null, "What to do: "), h("bdi", null, clean(reason.hint))));
+      reason.hint && h("p", { class: "todo" }, h("b", null, "What to do: "), h("bdi", null, marked(clean(reason.hint)))));
   }
 
   facts(x) {

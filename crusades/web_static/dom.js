@@ -18,6 +18,9 @@ export const h = (tag, attributes, ...children) => fill(document.createElement(t
 export const s = (tag, attributes, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
 export const byId = (id) => document.getElementById(id);
 
+// Words in which `backticks` mark code.
+export const marked = (text) => text.split("`").map((part, i, all) => (i % 2 && i < all.length - 1 ? h("code", null, part) : (i % 2 ? "`" : "") + part));
+
 // Replace what `id` shows, keeping the focus where it was: lists are redrawn whole, and a keyboard user must not be thrown out.
 export function show(id, ...children) {
   const node = typeof id === "string" ? byId(id) : id;
