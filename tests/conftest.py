@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch starts threads: spinning ones starve a machine of two cores
+
 skipped_kernel: list[str] = []
 passed_kernel: list[str] = []
 
