@@ -99,7 +99,7 @@ def _submission(row: Submission, now: float, *, with_hotkey: bool) -> list[str]:
 def _reason(why: Reason) -> list[str]:
     fault = FAULTS.get(why.code)
     ours = f" (the {fault.whose.value}'s fault, not yours)" if fault and fault.whose is not Whose.SUBMISSION else ""
-    line = f", line {why.line}" if why.line is not None else ""
+    line = f", line {why.line}" if why.line is not None and f"line {why.line}" not in why.message.lower() else ""
     told = [f"    [{why.code}{' ' + plain(why.rule, 40) if why.rule else ''}] {plain(why.message)}{line}{ours}"]
     if why.measured is not None:
         told.append(f"    measured {_number(why.measured)}" + (f", limit {_number(why.limit)}" if why.limit is not None else ""))

@@ -14,7 +14,7 @@ export function ticks(low, high, wanted) {
   return found;
 }
 
-const TIME_STEPS = [60, 300, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400, 172800, 604800, 1209600, 2592000, 7776000, 31536000];
+const TIME_STEPS = [5, 10, 15, 30, 60, 300, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400, 172800, 604800, 1209600, 2592000, 7776000, 31536000];
 function timeTicks(low, high, wanted) {
   const step = TIME_STEPS.find((candidate) => (high - low) / candidate <= wanted) ?? TIME_STEPS.at(-1);
   const offset = new Date(1000 * low).getTimezoneOffset() * 60;
@@ -22,7 +22,7 @@ function timeTicks(low, high, wanted) {
   for (let at = Math.ceil((low - offset) / step) * step + offset; at <= high; at += step) found.push(at);
   return [found, step];
 }
-const timeLabel = (at, step) => new Date(1000 * at).toLocaleString("en-GB", step >= 86400 ? { day: "numeric", month: "short" } : { hour: "2-digit", minute: "2-digit" });
+const timeLabel = (at, step) => new Date(1000 * at).toLocaleString("en-GB", step >= 86400 ? { day: "numeric", month: "short" } : { hour: "2-digit", minute: "2-digit", ...(step < 60 && { second: "2-digit" }) });
 
 export class HistoryChart {
   constructor(host, onOpen) {

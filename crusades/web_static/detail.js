@@ -117,7 +117,7 @@ export class Detail {
   run(run, slowest) {
     const open = this.open_runs.has(run.index);
     const failed = failures(run);
-    const verdict = run.void ? h("span", { class: "warn" }, "void") : failed.length ? h("span", { class: "bad" }, `${clean(failed[0].name, 40)}${failed.length > 1 ? ` and ${failed.length - 1} more` : ""}`) : h("span", { class: "good" }, "passed");
+    const verdict = run.void ? h("span", { class: "warn" }, "void") : failed.length ? h("span", { class: "bad" }, `${clean(run.audit.worst || failed[0].name, 40)}${failed.length > 1 ? ` and ${failed.length - 1} more` : ""}`) : h("span", { class: "good" }, "passed");
     const more = h("tr", { class: "more-row", hidden: !open, id: `run-${run.index}` }, h("td", { colspan: 6 },
       run.void && h("p", { class: "warn" }, `This run does not count: ${clean(run.void)}`),
       h("p", { class: "note" }, h("bdi", null, clean(run.audit.words, 300))),
@@ -137,11 +137,15 @@ export class Detail {
   }
 
   environment(verdict) {
-    return h("dl", { class: "facts" },
+    const known = Object.entries(verdict.environment).filter(([, value]) => value !== "").slice(0, 100);
+    const [limits, versions] = [known.filter(([name]) => name.startsWith("limit")), known.filter(([name]) => !name.startsWith("limit"))];
+    const facts = (entries) => entries.map(([name, value]) => fact(clean(name, 60).replaceAll("_", " "), mono(value)));
+    return [h("dl", { class: "facts" },
       fact("device", clean(verdict.device, 120), verdict.peak_tflops > 0 && `, peak ${number(verdict.peak_tflops)} TFLOPS (${clean(verdict.peak_source, 20)})`),
       fact("model", clean(verdict.model, 120), verdict.profile && ` · profile ${clean(verdict.profile, 60)}`),
-      Object.entries(verdict.environment).slice(0, 20).map(([name, value]) => fact(clean(name, 60), mono(value))),
-      verdict.notes.length > 0 && fact("notes", verdict.notes.map((note) => h("p", null, clean(note, 300)))));
+      facts(versions),
+      verdict.notes.length > 0 && fact("notes", verdict.notes.map((note) => h("p", null, clean(note, 300))))),
+      limits.length > 0 && h("details", null, h("summary", null, "What held it in the sandbox"), h("dl", { class: "facts" }, facts(limits.map(([name, value]) => [name.replace(/^limit\./, ""), value]))))];
   }
 
   codeView(submission) {

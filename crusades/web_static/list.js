@@ -1,13 +1,13 @@
 // Submissions: the newest live, older ones by page, filtered by the server.
 
 import { chip, opener, when } from "./board.js";
-import { byId, h, show } from "./dom.js";
+import { byId, h, marked, show } from "./dom.js";
 import { STATUSES, clean, count, mfu, short } from "./format.js";
 
 const KEEP = 50;
 
 const reasonWords = (row) => {
-  if (row.reason) return h("span", { class: row.status === "rejected" ? "bad" : "muted" }, row.reason.rule && h("code", null, clean(row.reason.rule, 40)), " ", clean(row.reason.message, 300));
+  if (row.reason) return h("span", { class: row.status === "rejected" ? "bad" : "muted" }, row.reason.rule && h("code", null, clean(row.reason.rule, 40)), " ", marked(clean(row.reason.message, 300)));
   if (row.status === "running") return clean(row.progress, 80) || "running";
   if (row.status === "queued" && row.queue_position) return `number ${row.queue_position} in the queue`;
   if (row.provisional) return "seen at the head, not yet final";
