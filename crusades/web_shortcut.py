@@ -11,10 +11,15 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+import trio
+
 from crusades.web_cache import Answer
 
 KEEP = 1024
 """Paths kept, the most recently asked for: each is a closure and two short strings."""
+
+SEND_DEADLINE = 60.0
+"""Seconds for a client to take an answer; the framework allows the same."""
 
 Make = Callable[[], Awaitable[Answer]]
 Asgi = Callable[[Any, Any, Any], Awaitable[None]]
@@ -47,8 +52,9 @@ class Shortcut:
         headers = [(b"etag", etag), (b"cache-control", b"no-cache"), *self._headers]
         if not unchanged:
             headers += [(b"content-type", b"application/json"), (b"content-length", str(len(payload)).encode())]
-        await send({"type": "http.response.start", "status": 304 if unchanged else 200, "headers": headers})
-        await send({"type": "http.response.body", "body": payload, "more_body": False})
+        with trio.move_on_after(SEND_DEADLINE):
+            await send({"type": "http.response.start", "status": 304 if unchanged else 200, "headers": headers})
+            await send({"type": "http.response.body", "body": payload, "more_body": False})
 
 
 async def _made(make: Make) -> Answer | None:
