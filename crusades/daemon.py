@@ -14,79 +14,39 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import trio
 
-from crusades import __version__, nvml
+from crusades import __version__
 from crusades.asyncio_bridge import open_bridge
 from crusades.board import Board
-from crusades.context import Context, OpenSlot
+from crusades.context import Context
+from crusades.devices import DaemonConfig, Parts, watch_devices
 from crusades.errors import ChainError, ConfigError
 from crusades.housekeeping import keep_house
-from crusades.hparams import HParams
-from crusades.intake import FETCHERS, Fetch, Retries, Scan, check_fetched, fetch_revealed
+from crusades.intake import FETCHERS, Fetch, Retries, check_fetched, fetch_revealed
 from crusades.judging import recover, schedule, serve_slot
 from crusades.metrics import Metrics
 from crusades.poller import poll_chain
-from crusades.records import Finding, Source
+from crusades.records import Finding
 from crusades.slots import Seat, SlotState
 from crusades.watch import tell_viewers, watch
 from crusades.watchdog import Health, forget_systemd, notify
 from crusades.weights import set_weights
 
+__all__ = ["DaemonConfig", "Parts", "Started", "make_context", "run", "serve"]
+
 log = logging.getLogger("crusades.daemon")
 
-DEVICE_LOOK = 15.0
-"""Seconds between two looks at which cards there are."""
 FIRST_CHECK_RETRY = 2.0
 """Seconds between attempts to ask a node, whose name does not tell, which chain it serves."""
 WEB_GRACE = 3.0
 """Seconds that open connections of viewers get at the very end."""
 
 
-# ------------------------------------------------------------------------------------------------ what it is started with
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What does the work at the edges; tests and the demo replace what they must, nothing reads the environment for it."""
-
-    open_slot: OpenSlot | None = None
-    """None: the judge, `crusades.bench.evaluate.open_slot`."""
-    fetch: Fetch | None = None
-    scan: Scan | None = None
-    fingerprint: Callable[[bytes], str] | None = None
-    devices: Callable[[], Sequence[nvml.Device]] = nvml.devices
-    control: Source | None = None
-    serve_web: Callable[..., Awaitable[None]] | None = None
-    """None: `serve_web` below."""
-
-
-@dataclass(frozen=True)
-class DaemonConfig:
-    """Everything an entry point decides."""
-
-    hparams: HParams
-    network: str
-    netuid: int
-    state_dir: Path
-    wallet: Any
-    listen: str = ""
-    """HOST:PORT of the web server; empty takes hparams'."""
-    hparams_path: Path | None = None
-    """Read again at SIGHUP."""
-    accept_empty_state: bool = False
-    sandboxed: bool = True
-    cache_dir: Path | None = None
-    handle_signals: bool = True
-    """False where the caller owns the process (the demo): it sets `stop`."""
-    stop: trio.Event = field(default_factory=trio.Event)
-    """Set it for a staged shutdown."""
-    parts: Parts = field(default_factory=Parts)
+# ------------------------------------------------------------------------------------------------ the tree
 
 
 @dataclass(frozen=True)
@@ -95,9 +55,6 @@ class Started:
 
     url: str
     context: Context
-
-
-# ------------------------------------------------------------------------------------------------ the tree
 
 
 async def run(config: DaemonConfig, *, task_status: trio.TaskStatus[Started] = trio.TASK_STATUS_IGNORED) -> None:
@@ -210,47 +167,6 @@ def reload_settings(ctx: Context, config: DaemonConfig) -> None:
     log.info("SIGHUP: reloaded %s", ", ".join(taken) or "nothing")
     if left := [name for name in changed if name not in RELOADED]:
         log.warning("SIGHUP: %s changed too and need a restart", ", ".join(left))
-
-
-# ------------------------------------------------------------------------------------------------ devices
-
-
-async def watch_devices(ctx: Context, config: DaemonConfig, found: trio.MemorySendChannel[tuple[Seat, object]]) -> None:
-    """A seat for every device, as devices come and go."""
-    ctx.health.expect("devices", DEVICE_LOOK * 8)
-    while True:
-        wanted = await _wanted_slots(ctx, config)
-        ctx.health.progress("devices", ", ".join(wanted) or "none")
-        ctx.ready("devices", "ready" if wanted else "no card found")
-        ctx.problem("devices", "" if wanted else f"profile {ctx.profile_name} needs an NVIDIA card and none answers: see `nvidia-smi`")
-        for name in [name for name in ctx.seats if name not in wanted]:
-            log.error("device of slot %s is gone", name)
-            ctx.problem(f"slot {name}", "its device is gone")
-            ctx.seats[name].scope.cancel()
-        for name, index in wanted.items():
-            if name not in ctx.seats:
-                ctx.seats[name] = Seat(name)
-                ctx.show(ctx.seats[name])
-                await found.send((ctx.seats[name], slot_config(config, ctx, name, index)))
-        for name, index in wanted.items():
-            if name != "cpu" and (sample := await trio.to_thread.run_sync(nvml.glance, index)) is not None:
-                ctx.metrics.show_card(name, sample)
-        await trio.sleep(DEVICE_LOOK)
-
-
-async def _wanted_slots(ctx: Context, config: DaemonConfig) -> dict[str, int]:
-    # Never a quiet fall-back to the CPU: a model made for a card would freeze the machine.
-    if ctx.hparams.profile(ctx.profile_name).device == "cpu":
-        return {"cpu": 0}
-    return {device.slot: device.index for device in await trio.to_thread.run_sync(config.parts.devices)}
-
-
-def slot_config(config: DaemonConfig, ctx: Context, name: str, index: int) -> object:
-    """What the judge is opened with."""
-    from crusades.bench.evaluate import SlotConfig
-
-    return SlotConfig(name=name, device=name.partition(":")[0], index=index, profile_name=ctx.profile_name, hparams=ctx.hparams,
-                      workdir=config.state_dir / "slots" / name.replace(":", "-"), sandboxed=config.sandboxed, cache_dir=config.cache_dir)
 
 
 # ------------------------------------------------------------------------------------------------ the web

@@ -1,0 +1,105 @@
+"""What a daemon is started with, and a seat for every device as devices come and go."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from crusades import nvml
+from crusades.context import Context, OpenSlot
+from crusades.hparams import HParams
+from crusades.intake import Fetch, Scan
+from crusades.records import Source
+from crusades.slots import Seat
+
+log = logging.getLogger("crusades.devices")
+
+DEVICE_LOOK = 15.0
+"""Seconds between two looks at which cards there are."""
+
+
+# ------------------------------------------------------------------------------------------------ what it is started with
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What does the work at the edges; tests and the demo replace what they must, nothing reads the environment for it."""
+
+    open_slot: OpenSlot | None = None
+    """None: the judge, `crusades.bench.evaluate.open_slot`."""
+    fetch: Fetch | None = None
+    scan: Scan | None = None
+    fingerprint: Callable[[bytes], str] | None = None
+    devices: Callable[[], Sequence[nvml.Device]] = nvml.devices
+    control: Source | None = None
+    serve_web: Callable[..., Awaitable[None]] | None = None
+    """None: `crusades.daemon.serve_web`."""
+
+
+@dataclass(frozen=True)
+class DaemonConfig:
+    """Everything an entry point decides."""
+
+    hparams: HParams
+    network: str
+    netuid: int
+    state_dir: Path
+    wallet: Any
+    listen: str = ""
+    """HOST:PORT of the web server; empty takes hparams'."""
+    hparams_path: Path | None = None
+    """Read again at SIGHUP."""
+    accept_empty_state: bool = False
+    sandboxed: bool = True
+    cache_dir: Path | None = None
+    handle_signals: bool = True
+    """False where the caller owns the process (the demo): it sets `stop`."""
+    stop: trio.Event = field(default_factory=trio.Event)
+    """Set it for a staged shutdown."""
+    parts: Parts = field(default_factory=Parts)
+
+
+# ------------------------------------------------------------------------------------------------ devices
+
+
+async def watch_devices(ctx: Context, config: DaemonConfig, found: trio.MemorySendChannel[tuple[Seat, object]]) -> None:
+    """A seat for every device, as devices come and go."""
+    ctx.health.expect("devices", DEVICE_LOOK * 8)
+    while True:
+        wanted = await _wanted_slots(ctx, config)
+        ctx.health.progress("devices", ", ".join(wanted) or "none")
+        ctx.ready("devices", "ready" if wanted else "no card found")
+        ctx.problem("devices", "" if wanted else f"profile {ctx.profile_name} needs an NVIDIA card and none answers: see `nvidia-smi`")
+        for name in [name for name in ctx.seats if name not in wanted]:
+            log.error("device of slot %s is gone", name)
+            ctx.problem(f"slot {name}", "its device is gone")
+            ctx.seats[name].scope.cancel()
+        for name, index in wanted.items():
+            if name not in ctx.seats:
+                ctx.seats[name] = Seat(name)
+                ctx.show(ctx.seats[name])
+                await found.send((ctx.seats[name], slot_config(config, ctx, name, index)))
+        for name, index in wanted.items():
+            if name != "cpu" and (sample := await trio.to_thread.run_sync(nvml.glance, index)) is not None:
+                ctx.metrics.show_card(name, sample)
+        await trio.sleep(DEVICE_LOOK)
+
+
+async def _wanted_slots(ctx: Context, config: DaemonConfig) -> dict[str, int]:
+    # Never a quiet fall-back to the CPU: a model made for a card would freeze the machine.
+    if ctx.hparams.profile(ctx.profile_name).device == "cpu":
+        return {"cpu": 0}
+    return {device.slot: device.index for device in await trio.to_thread.run_sync(config.parts.devices)}
+
+
+def slot_config(config: DaemonConfig, ctx: Context, name: str, index: int) -> object:
+    """What the judge is opened with."""
+    from crusades.bench.evaluate import SlotConfig
+
+    return SlotConfig(name=name, device=name.partition(":")[0], index=index, profile_name=ctx.profile_name, hparams=ctx.hparams,
+                      workdir=config.state_dir / "slots" / name.replace(":", "-"), sandboxed=config.sandboxed, cache_dir=config.cache_dir)

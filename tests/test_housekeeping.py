@@ -1,0 +1,44 @@
+"""Housekeeping: backups come on time, litter goes, and a failed backup is told and tried again."""
+
+import os
+import time
+
+from daemon_house import House, eventually
+
+from crusades.errors import StoreError
+from crusades.housekeeping import newest_backup, sweep
+from crusades.store import Store
+
+
+def test_only_old_folders_of_slots_that_are_gone_are_swept(tmp_path):
+    for name in ("cpu", "cuda-0", "cuda-1"):
+        (tmp_path / name).mkdir()
+    month_ago = time.time() - 30 * 86_400
+    os.utime(tmp_path / "cpu", (month_ago, month_ago))
+    os.utime(tmp_path / "cuda-0", (month_ago, month_ago))
+    assert sweep(tmp_path, live=frozenset({"cpu"})) == ["cuda-0"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cpu", "cuda-1"]
+    assert sweep(tmp_path / "nowhere", frozenset()) == []
+
+
+async def test_a_backup_is_made_at_the_first_start_and_then_each_interval(tmp_path, autojump_clock):
+    house = House(tmp_path / "state")
+    async with house.running() as ctx:
+        await eventually(lambda: ctx.backup_at)
+        first = newest_backup(tmp_path / "state")
+        await eventually(lambda: newest_backup(tmp_path / "state") != first, patience=30 * 3600, step=600)
+    assert first is not None
+
+
+async def test_a_backup_that_fails_is_a_problem_until_one_succeeds(tmp_path, autojump_clock, monkeypatch):
+    house = House(tmp_path / "state")
+    real = Store.backup
+
+    async def full(self, out=None):
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(Store, "backup", full)
+    async with house.running() as ctx:
+        await eventually(lambda: "disk is full" in ctx.board.problems.get("backup", ""))
+        monkeypatch.setattr(Store, "backup", real)
+        await eventually(lambda: "backup" not in ctx.board.problems)
