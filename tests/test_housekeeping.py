@@ -3,6 +3,7 @@
 import os
 import time
 
+import msgspec
 from daemon_house import House, eventually
 
 from crusades.errors import StoreError
@@ -23,10 +24,11 @@ def test_only_old_folders_of_slots_that_are_gone_are_swept(tmp_path):
 
 async def test_a_backup_is_made_at_the_first_start_and_then_each_interval(tmp_path, autojump_clock):
     house = House(tmp_path / "state")
+    house.settings = msgspec.structs.replace(house.settings, store=msgspec.structs.replace(house.settings.store, backup_hours=0.25))
     async with house.running() as ctx:
         await eventually(lambda: ctx.backup_at)
         first = newest_backup(tmp_path / "state")
-        await eventually(lambda: newest_backup(tmp_path / "state") != first, patience=30 * 3600, step=600)
+        await eventually(lambda: newest_backup(tmp_path / "state") != first, step=30)
     assert first is not None
 
 
