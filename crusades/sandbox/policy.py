@@ -183,7 +183,8 @@ def contestant_policy(settings: hparams.Sandbox, *, gpu: int | None = None) -> P
     system = tuple(m for m in SYSTEM_MOUNTS if gpu is None or not m.inside.startswith("/sys/"))
     card = () if gpu is None else (*gpu_mounts(gpu), *host.driver_mounts())
     return Policy(
-        mounts=(*host.interpreter_mounts(), *system, *host.tool_mounts(), *card, *DEVICE_MOUNTS, *scratch_mounts(settings.tmp_bytes), *HIDDEN),
+        # scratch first: an interpreter may live below /tmp, and what is mounted later lies on top
+        mounts=(*scratch_mounts(settings.tmp_bytes), *host.interpreter_mounts(), *system, *host.tool_mounts(), *card, *DEVICE_MOUNTS, *HIDDEN),
         environment=ENVIRONMENT | host.library_path(),
         limits=Limits(
             memory_bytes=settings.memory_bytes, max_processes=settings.max_processes, max_open_files=settings.max_open_files,
