@@ -12,7 +12,7 @@ from typing import Any
 
 from crusades.errors import UsageError
 from crusades.records import Finding, to_builtins, to_json
-from crusades.rules import fingerprint, scan
+from crusades.rules import scan
 from crusades.rules_source import MAX_BYTES, Unreadable, decode, split_lines
 
 READ_CAP = 16 << 20
@@ -29,7 +29,7 @@ def run(paths: Sequence[str], json: bool = False, *, max_bytes: int = MAX_BYTES)
     sources = [(path, _read(path)) for path in paths]
     results = [(path, source, scan(source, filename=path, max_bytes=max_bytes)) for path, source in sources]
     if json:
-        documents = [document(*result) for result in results]
+        documents = [document(path, findings) for path, _, findings in results]
         sys.stdout.write(to_json(documents[0] if len(documents) == 1 else {"files": documents}, indent=2).decode() + "\n")
     else:
         for path, source, findings in results:
@@ -37,9 +37,9 @@ def run(paths: Sequence[str], json: bool = False, *, max_bytes: int = MAX_BYTES)
     return 1 if any(findings for _, _, findings in results) else 0
 
 
-def document(path: str, source: bytes, findings: Sequence[Finding]) -> dict[str, Any]:
+def document(path: str, findings: Sequence[Finding]) -> dict[str, Any]:
     """The `--json` twin of one file's findings."""
-    return {"file": path, "clean": not findings, "findings": to_builtins(list(findings)), "fingerprint": fingerprint(source)}
+    return {"file": path, "clean": not findings, "findings": to_builtins(list(findings))}
 
 
 def findings_text(path: str, source: bytes, findings: Sequence[Finding]) -> str:

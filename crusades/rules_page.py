@@ -22,8 +22,8 @@ is rejected by that audit; a file that got past a rule has gained nothing from i
 this is, and spare you a rejection after you have committed.
 
 *Enforced by* says who looks: the **scanner** reads the source before it is run (`crusades check`, every validator); the
-**import hook** refuses the same thing while the file runs, names the rule and the line, and is a guard rail, not a wall.
-The walls are the sandbox's.
+**import hook** refuses, while the file runs, what comes its way of the same things (imports, builtins, getattr and setattr,
+requests to the interpreter), names the rule and the line, and is a guard rail, not a wall. The walls are the sandbox's.
 
 ## What is always allowed
 

@@ -394,7 +394,8 @@ ACCUMULATED = submission(start="scaler = None\nparameters = [p for p in model.pa
     embeddings = model.get_input_embeddings()(batch)
     embeddings = embeddings.detach().requires_grad_()
     pieces = [piece.requires_grad_(True) for piece in embeddings.split(1)]
-    pieces[0].requires_grad = True
+    leaf = batch.float()
+    leaf.requires_grad = True
     """)
 
 INDIRECT = submission().replace("def inner_steps(", "def _steps(") + "\n\ninner_steps = torch.compiler.disable(_steps)\n"
