@@ -129,12 +129,10 @@ class Views:
 
         return await self._ranking.get(self._scores_version, make)
 
-    def _live(self, submission: Submission, places: dict[str, int] | None = None) -> Submission:
-        """With what only the board knows: progress of a run; and the place in the queue."""
+    def _live(self, submission: Submission) -> Submission:
+        """With what only the board knows: the progress of a run."""
         if submission.status is Status.RUNNING and submission.id in self._board.progress:
             return msgspec.structs.replace(submission, progress=self._board.progress[submission.id])
-        if submission.status is Status.QUEUED and places and submission.id in places:
-            return msgspec.structs.replace(submission, queue_position=places[submission.id])
         return submission
 
     async def _waiting(self) -> list[Submission]:
@@ -145,10 +143,6 @@ class Views:
             return sorted(rows, key=lambda row: row.status is not Status.RUNNING)
 
         return await self._queue.get(self._at(Topic.SUBMISSIONS), make)
-
-    async def _places(self) -> dict[str, int]:
-        queued = [row for row in await self._waiting() if row.status is Status.QUEUED]
-        return {row.id: row.queue_position or place for place, row in enumerate(queued, 1)}
 
     def _progress(self) -> Hashable:
         return tuple(self._board.progress.items())
@@ -214,8 +208,7 @@ class Views:
 
         async def make() -> Page:
             page = await self._store.submissions(status=status, hotkey=hotkey, sha256=sha256, cursor=cursor, limit=limit)
-            places = await self._places()
-            return msgspec.structs.replace(page, items=tuple(self._live(row, places) for row in page.items))
+            return msgspec.structs.replace(page, items=tuple(map(self._live, page.items)))
 
         key = ("submissions", status, hotkey, sha256, cursor, limit)
         return await self._answer(key, lambda: (self.changes.version(Topic.SUBMISSIONS), self._progress()), make)
@@ -225,9 +218,8 @@ class Views:
 
         async def make() -> Queue:
             counts = await self._counts.get(self._at(Topic.SUBMISSIONS), self._store.counts)
-            places = await self._places()
             earlier = {status.value: counts.get(status.value, 0) for status in EARLIER}
-            return Queue(items=tuple(self._live(row, places) for row in await self._waiting()), earlier=earlier)
+            return Queue(items=tuple(map(self._live, await self._waiting())), earlier=earlier)
 
         return await self._answer("queue", lambda: (self.changes.version(Topic.SUBMISSIONS), self._progress()), make)
 
@@ -249,7 +241,7 @@ class Views:
         async def make() -> SubmissionDetail:
             found = await self._found(id)
             verdict = found.verdict and msgspec.structs.replace(found.verdict, output_tail="")
-            return msgspec.structs.replace(found, submission=self._live(found.submission, await self._places()), verdict=verdict)
+            return msgspec.structs.replace(found, submission=self._live(found.submission), verdict=verdict)
 
         return await self._answer(("detail", id), lambda: (self.changes.version(Topic.ANY), self._board.progress.get(id)), make)
 

@@ -163,6 +163,11 @@ class FakeStore:
 
     # -- reads
 
+    def placed(self, rows):
+        """With their places in the queue, as the store gives them."""
+        queue = [r.id for r in sorted(self.rows.values(), key=lambda r: (r.commit_block, r.uid or 0)) if r.status is Status.QUEUED]
+        return [msgspec.structs.replace(r, queue_position=queue.index(r.id) + 1) if r.id in queue else r for r in rows]
+
     async def submissions(self, *, status=None, hotkey=None, sha256=None, cursor=None, limit=50):
         await trio.lowlevel.checkpoint()
         self.calls.append("submissions")
@@ -171,7 +176,7 @@ class FakeStore:
         rows = [r for r in sorted(self.rows.values(), key=lambda r: -r.commit_block)
                 if (not status or r.status is status) and (not hotkey or r.hotkey == hotkey) and (not sha256 or r.sha256 == sha256)]  # fmt: skip
         start = int(cursor or 0)
-        return Page(items=tuple(rows[start : start + limit]), next_cursor=str(start + limit) if start + limit < len(rows) else None)
+        return Page(items=tuple(self.placed(rows[start : start + limit])), next_cursor=str(start + limit) if start + limit < len(rows) else None)
 
     async def submission(self, id_):
         await trio.lowlevel.checkpoint()
@@ -179,11 +184,11 @@ class FakeStore:
         if row is None:
             return None
         detail = self.details.get(id_) or SubmissionDetail(submission=row, transitions=transitions(row))
-        return msgspec.structs.replace(detail, submission=row)
+        return msgspec.structs.replace(detail, submission=self.placed([row])[0])
 
     async def in_state(self, *statuses):
         await trio.lowlevel.checkpoint()
-        return sorted((r for r in self.rows.values() if r.status in statuses), key=lambda r: (r.commit_block, r.uid or 0))
+        return self.placed(sorted((r for r in self.rows.values() if r.status in statuses), key=lambda r: (r.commit_block, r.uid or 0)))
 
     async def source(self, id_):
         await trio.lowlevel.checkpoint()
