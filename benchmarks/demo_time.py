@@ -39,7 +39,7 @@ def main() -> int:
     print(f"load before: {os.getloadavg()[0]:.2f} on {os.cpu_count()} cores")
     done = subprocess.run([sys.executable, "-m", "crusades.cli", "demo", "--once", "--json"], cwd=ROOT, capture_output=True, text=True, check=False)
     if not done.stdout:
-        print(done.stderr[-3000:])
+        print(f"{done.stderr[-3000:]}\nexit code {done.returncode}")
         return 1
     seconds = json.loads(done.stdout)["seconds"]
     found = spans(done.stderr)

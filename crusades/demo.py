@@ -12,6 +12,7 @@ unless --state-dir named it.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -69,7 +70,25 @@ def _in_folder(config: DemoConfig, folder: Path) -> int:
     home.mkdir(exist_ok=True)
     # The SDK keeps caches in the home directory; a demo leaves nothing outside of its folder.
     os.environ.update({"HOME": str(home), "BITTENSOR_RUNTIME_CACHE_DIR": str(folder / "runtime-cache")})
-    return trio.run(_Demo(config, folder).run)
+    return trio.run(_until_terminated, _Demo(config, folder))
+
+
+async def _until_terminated(demo: _Demo) -> int:
+    """The demo; SIGTERM and SIGHUP stop it in order, as Ctrl-C does, with the exit code that shells give them."""
+    code = 0
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP) as signals:
+        async with trio.open_nursery() as nursery:
+
+            async def listen() -> None:
+                nonlocal code
+                async for number in signals:
+                    code = 128 + number
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(listen)
+            code = await demo.run()
+            nursery.cancel_scope.cancel()
+    return code
 
 
 class _Leaderboard(msgspec.Struct):

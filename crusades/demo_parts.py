@@ -126,14 +126,27 @@ def free_address(wanted: str) -> str:
         return f"{host}:{probe.getsockname()[1]}"
 
 
+_WITH_US = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG; it survives exec
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("the demo is gone already")
+os.execv(sys.executable, [sys.executable, "-m", "crusades.validator", *sys.argv[2:]])
+"""
+
+
 class ValidatorProcess:
-    """A real `crusades-validator`, in a session of its own: Ctrl-C reaches us alone, and we stop it in order."""
+    """A real `crusades-validator`, in a session of its own: Ctrl-C reaches us alone, and we stop it in order.
+
+    Whatever ends us, SIGKILL included, ends it too: the kernel sends it SIGTERM when the thread that starts it is gone. So
+    make it on a thread that lives as long as the demo.
+    """
 
     def __init__(self, arguments: list[str], environment: Mapping[str, str], log: Path) -> None:
         self.log = log
         with log.open("wb") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "crusades.validator", *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                [sys.executable, "-c", _WITH_US, str(os.getpid()), *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
                 env={**os.environ, **environment}, start_new_session=True,
             )  # fmt: skip
 

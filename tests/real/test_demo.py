@@ -87,21 +87,40 @@ def test_nothing_is_left_behind(outcome):
     assert left_behind(temporary) == []
 
 
-def test_ctrl_c_stops_everything_quietly(tmp_path):
+@pytest.fixture
+def running(tmp_path):
+    """A demo whose validator is up and whose first miner has committed: (process, folder)."""
     state = tmp_path / "interrupted"
     command = [sys.executable, "-m", "crusades.cli", "demo", "--state-dir", str(state)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        deadline = time.monotonic() + 120
         for line in process.stderr:
-            if "committed" in line or time.monotonic() > deadline:
+            if "committed" in line:
                 break
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=90)
+        yield process, state
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 130, err[-2000:]
+        process.communicate()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_sigterm_stop_everything_quietly(running, number, code):
+    process, state = running
+    process.send_signal(number)
+    out, err = process.communicate(timeout=90)
+    assert process.returncode == code, err[-2000:]
     assert "Traceback" not in err
     assert out == ""
+    assert left_behind(state) == []
+
+
+def test_a_demo_that_is_killed_takes_its_validator_along(running):
+    process, state = running
+    assert left_behind(state)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    while left_behind(state) and time.monotonic() < deadline:
+        time.sleep(0.2)
     assert left_behind(state) == []
