@@ -207,7 +207,7 @@ async def test_a_setuid_bit_gives_nothing():
 
 async def test_nothing_is_left_for_the_next_sandbox():
     await run("open('/tmp/note', 'w').write('hello'); open('/dev/shm/note', 'w').write('hello')")
-    ran = await run("say([os.listdir('/tmp'), os.listdir('/dev/shm')])")
+    ran = await run("say([[n for n in os.listdir(d) if n == 'note'] for d in ('/tmp', '/dev/shm')])")
     assert ran.said == [[], []]
 
 
