@@ -12,6 +12,8 @@ from crusades.rules_resolve import ANY_CLASS, Computed, Resolver
 from crusades.rules_scopes import DEF, EXPR, ITEM, MODULE, PATH, Binding, Facts, Scope
 
 _FORMAT_FIELD = re.compile(r"\{[^{}]*\._{2}\w+_{2}")
+_PATH_PARTS = re.compile(r"[.\[\]]")
+_PATH_CAP = 200
 _INTERNAL_NAMES = frozenset(name for name in lists.INTROSPECTION | lists.LAZY_METHODS if "_" in name) | {"__build_class__"}
 _DEFINED_ELSEWHERE = frozenset({"__doc__", "__name__", "__qualname__", "__module__", "__annotations__", "__wrapped__"})
 """Dunder attributes that a function of one's own may be given."""
@@ -170,8 +172,10 @@ class Checker:
         home = scope.find(node.id)
         if home is None:
             return False
-        if home.kind in ("function", "comprehension") or (home.kind == "class" and home is scope):
+        if home.kind in ("function", "comprehension"):
             return True
+        if home.kind == "class":  # until it is bound, the class body reads the builtin
+            return self._remember("first", home, node.id, _first_line) < node.lineno
         sure = self._remember("sure", home, node.id, _first_sure_line)
         return bool(sure) and (scope.kind == "function" or sure < node.lineno)
 
@@ -213,7 +217,9 @@ class Checker:
                 if broken:
                     yield Hit(broken[0], node, broken[1])
                     return
-        if name in lists.OPTIMIZER_MEMBERS and self._is_optimizer(base, scope):
+        if isinstance(base, ast.Name) and name not in ("__next__", "__iter__", "__class__") and self._is_iterator(base, scope):
+            yield Hit("R504", node, f"`data_iterator.{name}`")
+        elif name in lists.OPTIMIZER_MEMBERS and self._is_optimizer(base, scope):
             yield Hit("R502", node, f"`optimizer.{name}`")
 
     def _name_of_attribute(self, node: ast.AST, name: str) -> Iterator[Hit]:
@@ -241,6 +247,8 @@ class Checker:
             yield Hit("R204", node, f"the string spells `{bare}`")
         elif "._" in text and _FORMAT_FIELD.search(text):
             yield Hit("R204", node, "the format string reads an attribute of the interpreter's machinery")
+        elif "." in bare and len(bare) < _PATH_CAP and " " not in bare and not _INTERNAL_NAMES.isdisjoint(_PATH_PARTS.split(bare)):
+            yield Hit("R204", node, f"the string spells the path `{bare}`")
 
     # ---------------------------------------------------------------- calls
 
@@ -259,18 +267,34 @@ class Checker:
         if name in ("getattr", "setattr", "delattr", "hasattr"):
             if not self._shadowed(function, scope):
                 yield from self._guarded_call(node, name, scope)
-        elif name == "type" and scope.find("type") is None:
+        elif self._is_type(function, scope):
             if len(node.args) + len(node.keywords) > 1 or any(isinstance(argument, ast.Starred) for argument in node.args):
                 yield Hit("R206", node, "`type` called with a name, bases and members makes a class")
         else:
             yield from self._path_call(node, function, scope)
+
+    def _is_type(self, node: ast.expr, scope: Scope) -> bool:
+        """Whether `node` is the builtin `type`, possibly under another name."""
+        for _ in range(_FEW):
+            if not isinstance(node, ast.Name):
+                return False
+            home = scope.find(node.id)
+            if home is None:
+                return node.id == "type"
+            values = [binding.value for binding in home.names[node.id][:_FEW] if binding.kind == EXPR and isinstance(binding.value, ast.Name)]
+            if not values:
+                return False
+            node, scope = values[0], home
+        return False
 
     def _guarded_call(self, node: ast.Call, name: str, scope: Scope) -> Iterator[Hit]:
         if len(node.args) < 2 or any(isinstance(argument, ast.Starred) for argument in node.args[:2]):
             yield Hit("R203", node, f"`{name}` without the name written out")
             return
         base, named = node.args[0], self._resolver.string(node.args[1], scope)
-        if isinstance(named, str):
+        if name in ("setattr", "delattr") and self._is_optimizer(base, scope):
+            yield Hit("R502", node, f"`{name}` on the optimizer")
+        elif isinstance(named, str):
             yield from self._guarded_name(node, name, base, named, scope)
         elif isinstance(named, Computed):
             if name in ("setattr", "delattr") and self._foreign(base, scope):
@@ -491,6 +515,10 @@ def _is_module(bindings: list[Binding]) -> bool:
 
 def _may_be_torch(bindings: list[Binding]) -> bool:
     return any(binding.kind in (EXPR, ITEM) for binding in bindings)
+
+
+def _first_line(bindings: list[Binding]) -> int:
+    return min(binding.line for binding in bindings)
 
 
 def _first_sure_line(bindings: list[Binding]) -> int:

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Iterator
 
 from crusades.rules_scopes import CLASS, MODULE, PATH, Facts, Scope, collect
-from crusades.rules_source import Unreadable, decode, parse, without_main
+from crusades.rules_source import Unreadable, collector_paused, decode, parse, without_main
 
 _SKIPPED = frozenset({"annotation", "returns", "type_comment", "type_ignores", "kind", "type_params", "ctx", "lineno", "simple"})
 
@@ -20,10 +20,14 @@ _SKIPPED = frozenset({"annotation", "returns", "type_comment", "type_ignores", "
 def fingerprint(source: bytes | str) -> str:
     """64 hex digits. Of a file that is not Python: of its bytes. Never raises."""
     try:
-        tree = without_main(parse(decode(source)))
+        with collector_paused():
+            return _digest(without_main(parse(decode(source))))
     except (Unreadable, RecursionError, MemoryError):
         raw = source.encode("utf-8", "surrogatepass") if isinstance(source, str) else source
         return hashlib.sha256(b"not python:" + raw).hexdigest()
+
+
+def _digest(tree: ast.Module) -> str:
     digest = hashlib.sha256()
     for piece in _Spelling(tree).pieces():
         digest.update(piece.encode("utf-8", "surrogatepass"))

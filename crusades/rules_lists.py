@@ -14,8 +14,8 @@ def _words(text: str) -> frozenset[str]:
 
 _ALLOWED_BY_REASON = {
     "the standard library, as far as it only computes": "__future__ abc array bisect cmath collections contextlib copy dataclasses datetime "
-    "decimal enum fractions functools graphlib heapq itertools json keyword math numbers operator pprint random re statistics string "
-    "textwrap time types typing typing_extensions warnings zoneinfo",
+    "decimal enum fractions functools graphlib heapq itertools json keyword math numbers operator random re statistics string "
+    "textwrap time types typing typing_extensions warnings",
     "the runtime": "torch functorch triton numpy transformers",
     "kernels that a validator may or may not have installed; `except ImportError` decides, not a rule": "apex cut_cross_entropy einops "
     "flash_attn flash_attn_interface helion liger_kernel quack torchao transformer_engine xformers",
@@ -106,11 +106,13 @@ DENIED_MEMBERS: dict[str, dict[str, str]] = {
         "enable_flash_sdp": "R401", "enable_mem_efficient_sdp": "R401", "enable_math_sdp": "R401", "enable_cudnn_sdp": "R401",
         "preferred_linalg_library": "R401", "preferred_blas_library": "R401", "preferred_rocm_fa_library": "R401",
         "allow_fp16_bf16_reduction_math_sdp": "R401", "set_flags": "R401",
+        "_exec_with_source": "R201", "_forward_from_src": "R201", "_method_from_src": "R201", "CompilationUnit": "R201", "CodeGen": "R201",
+        "_load_from_bytes": "R106", "_dump_snapshot": "R106", "caching_allocator_alloc": "R304",
         "TorchFunctionMode": "R303", "TorchDispatchMode": "R303", "_disable_dynamo": "R111",
     },
     "numpy": {
         "load": "R106", "save": "R106", "savez": "R106", "savez_compressed": "R106", "savetxt": "R106", "loadtxt": "R106",
-        "genfromtxt": "R106", "fromfile": "R106", "memmap": "R106", "open_memmap": "R106", "DataSource": "R106", "fromregex": "R106",
+        "genfromtxt": "R106", "fromfile": "R106", "memmap": "R106", "open_memmap": "R106", "DataSource": "R106", "fromregex": "R106", "read_array": "R106",
         "ctypeslib": "R105", "f2py": "R105", "distutils": "R105", "testing": "R101",
     },
     "operator": {"attrgetter": "R203", "methodcaller": "R203"},
@@ -119,6 +121,7 @@ DENIED_MEMBERS: dict[str, dict[str, str]] = {
         "CellType": "R206", "FrameType": "R202", "TracebackType": "R202", "ModuleType": "R206", "GetSetDescriptorType": "R202",
         "MemberDescriptorType": "R202", "DynamicClassAttribute": "R303",
     },
+    "string": {"Formatter": "R203"},
     "typing": {"get_type_hints": "R201", "ForwardRef": "R201", "_eval_type": "R201"},
     "typing_extensions": {"get_type_hints": "R201", "ForwardRef": "R201", "evaluate_forward_ref": "R201"},
     "transformers": {"from_pretrained": "R106", "pipeline": "R106", "cached_file": "R106", "hub": "R102", "Trainer": "R106"},

@@ -6,14 +6,23 @@ in the end, to the audit; see `rules_table` for what it rests on and what rests 
 
 from __future__ import annotations
 
-import gc
 from itertools import islice
 
 from crusades.records import Finding
 from crusades.rules_checks import Checker, Hit
 from crusades.rules_resolve import Tangled
 from crusades.rules_scopes import collect
-from crusades.rules_source import MAX_BYTES, Unreadable, decode, folded_names, parse, split_lines, text_problems, without_main
+from crusades.rules_source import (
+    MAX_BYTES,
+    Unreadable,
+    collector_paused,
+    decode,
+    folded_names,
+    parse,
+    split_lines,
+    text_problems,
+    without_main,
+)
 from crusades.rules_table import BY_ID
 
 MAX_FINDINGS = 200
@@ -26,18 +35,15 @@ def scan(source: bytes | str, *, filename: str = "train.py", max_bytes: int = MA
     `filename` is for messages only. Takes up to two seconds for 500 kB and holds the GIL: a daemon calls
     `rules_apart.scan_apart` instead.
     """
-    was_enabled = gc.isenabled()
-    gc.disable()  # a tree is a hundred thousand objects and no garbage: the collector would double the time
     try:
-        return _scan(source, max_bytes)
+        with collector_paused():
+            return scan_unguarded(source, max_bytes)
     except (RecursionError, MemoryError):
         return [_finding("R602", 1, 1, "too large or too deep to be analysed")]
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
-def _scan(source: bytes | str, max_bytes: int) -> list[Finding]:
+def scan_unguarded(source: bytes | str, max_bytes: int) -> list[Finding]:
+    """`scan`, but exhaustion shows as what it is: for tests, which must see it."""
     try:
         text = decode(source, max_bytes)
     except Unreadable as error:

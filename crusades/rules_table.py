@@ -120,12 +120,12 @@ RULES: tuple[Rule, ...] = (
     # ------------------------------------------------------------------------------------------------ R5xx
     Rule(id="R501", name="requires-grad", group=_T, hook=True, what="switching requires_grad off",
          why="Every parameter is to be trained in every step.", instead="leave it on; `requires_grad_()` and `requires_grad_(True)` on activations are fine"),
-    Rule(id="R502", name="optimizer-internals", group=_T, what="the optimizer's state, groups or methods",
+    Rule(id="R502", name="optimizer-internals", group=_T, hook=True, what="the optimizer's state, groups or methods",
          why="The moments are the judge's memory, and the update is part of the work.",
          instead="call optimizer.step() and optimizer.zero_grad(); reading `optimizer.param_groups[0][\"lr\"]` is fine"),
     Rule(id="R503", name="own-optimizer", group=_T, what="an optimizer of one's own",
          why="Only the moments of the optimizer that was passed in count; another one's are not where the audit reads.", instead="use the optimizer that inner_steps gets"),
-    Rule(id="R504", name="iterator-patch", group=_T, what="changing the data iterator",
+    Rule(id="R504", name="iterator-internals", group=_T, what="looking into, or changing, the data iterator",
          why="It is how the judge learns that a step is done.", instead="call next(data_iterator) once per step, when the update before it is in the parameters"),
     # ------------------------------------------------------------------------------------------------ R6xx
     Rule(id="R601", name="hidden-text", group=_F, what="characters or encodings that hide what the code is",

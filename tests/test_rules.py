@@ -20,7 +20,7 @@ from crusades.errors import UsageError
 from crusades.records import Stage
 from crusades.rules import BY_ID, RULES, fingerprint, first_reason, hook_table, scan
 from crusades.rules_apart import check_apart
-from crusades.rules_scan import MAX_FINDINGS, _scan
+from crusades.rules_scan import MAX_FINDINGS, scan_unguarded
 
 sys.path.insert(0, str(Path(__file__).parent / "adversarial"))
 from rules_cheats import CHEATS, submission
@@ -226,7 +226,7 @@ _TOKENS = st.sampled_from(
 @example(b"\xff\xfe")
 @example("\ud800")
 def test_no_input_raises_and_none_without_inner_steps_is_clean(source):
-    found = _scan(source, 500_000)
+    found = scan_unguarded(source, 500_000)
     assert found
     assert all(f.rule in BY_ID and f.line >= 1 and f.column >= 1 for f in found)
     assert len(fingerprint(source)) == 64
@@ -238,7 +238,7 @@ def test_no_input_raises_and_none_without_inner_steps_is_clean(source):
 def test_a_damaged_file_raises_nothing(source, data):
     start = data.draw(st.integers(0, len(source)))
     end = data.draw(st.integers(start, min(len(source), start + 40)))
-    _scan(source[:start] + data.draw(st.lists(_TOKENS, max_size=4).map("".join)) + source[end:], 500_000)
+    scan_unguarded(source[:start] + data.draw(st.lists(_TOKENS, max_size=4).map("".join)) + source[end:], 500_000)
 
 
 def test_findings_do_not_depend_on_layout():

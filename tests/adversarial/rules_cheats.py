@@ -135,6 +135,9 @@ CHEATS: tuple[Cheat, ...] = (
     _c("optimizer-by-object-setattr", "R202", start='object.__setattr__(optimizer, "step", print)'),
     _c("optimizer-hooked", "R502", start="optimizer.register_step_pre_hook(lambda *a: None)"),
     _c("iterator-patched", "R504", start="data_iterator.asked = -1"),
+    _c("judge-reached-through-the-iterator", "R504", start="data_iterator._contestant._channel.send('done')"),
+    _c("iterator-renamed-and-read", "R504", start="batches = data_iterator\ngetattr(batches, '_contestant')"),
+    _c("optimizer-set-by-an-unknown-name", "R502", start="for n in dir_of: setattr(optimizer, n, print)", top="dir_of = ('step',)"),
     # ---------------------------------------------------------------- work at another time
     _c("lazy-getattr", "R303", top=_LAZY.format(method="__getattr__")),
     _c("lazy-descriptor", "R303", top=_LAZY.format(method="__get__")),

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
 from rules_honest import HONEST
 
-from crusades.rules import scan
+from crusades.rules import first_reason, scan
 
-EXAMPLES = sorted((Path(__file__).parent.parent.parent / "examples").glob("*.py"))
+EXAMPLES_FOLDER = Path(__file__).parent.parent.parent / "examples"
+EXAMPLES = sorted(EXAMPLES_FOLDER.glob("*.py"))
 
 
 @pytest.mark.parametrize("name", HONEST)
@@ -26,6 +28,17 @@ def test_the_corpus_is_python(name):
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
 def test_the_examples_are_clean(path):
     assert scan(path.read_bytes()) == []
+
+
+MANIFEST = tomllib.loads((EXAMPLES_FOLDER / "manifest.toml").read_text())["example"]
+
+
+@pytest.mark.parametrize("entry", MANIFEST, ids=lambda entry: entry["name"])
+def test_the_manifest_expects_what_the_rules_say(entry):
+    """A cheat that the audit must catch has to get past the rules; one that the rules must catch names which."""
+    found = scan((EXAMPLES_FOLDER / entry["file"]).read_bytes())
+    expected = [rule for rule in entry.get("rules", []) if rule.startswith("R")]
+    assert (first_reason(found).rule in expected) if expected else found == []
 
 
 def test_there_are_examples():

@@ -223,6 +223,8 @@ def _check_store(target: Any, name: str, how: str, value: Any) -> None:
         _deny("R301", words)
     if name == "requires_grad" and value is not True:
         _deny("R501", words)
+    if type(target).__module__.startswith("torch.optim"):
+        _deny("R502", f"{words} on the optimizer")
     if isinstance(target, type) and _getattr(target, "__module__", "") != MODULE_NAME:
         _deny("R302", f"{words} on the class {target.__name__}, which is not yours")
     if isinstance(target, ModuleType):
