@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from crusades import rules_checks, rules_lists, rules_source
+from crusades import rules_lists, rules_names, rules_source
 from crusades.rules import BY_ID, hook_table
 
 HERE = Path(__file__).parent
@@ -233,4 +233,4 @@ def test_scanner_and_hook_agree_on_modules(hook, monkeypatch):
     monkeypatch.setattr(hook, "_table", hook_table())
     names = [*rules_lists.DENIED_MODULES, *rules_lists.ALLOWED_MODULES, *rules_lists.DENIED_SUBMODULES, *rules_lists.ALLOWED_SUBMODULES]
     names += [f"{name}.below" for name in names] + ["torch", "torch.nn", "torch.distributed.rpc", "x.cpp_extension.y", "unheard_of", ""]
-    assert [hook.module_rule(name) for name in names] == [rules_checks.module_rule(name) for name in names]
+    assert [hook.module_rule(name) for name in names] == [rules_names.module_rule(name) for name in names]

@@ -207,6 +207,15 @@ def test_names_are_judged_by_their_scope():
     assert rules_of(top("def f(): return open\ndef g(open): return open")) == ["R201"]
 
 
+def test_a_helper_may_be_defined_after_its_use():
+    assert rules_of(submission(step="x = [compile(p) for p in (1,)]") + "\n\ndef compile(x):\n    return x\n") == []
+
+
+def test_a_class_of_the_file_may_be_changed():
+    assert rules_of(top("class Mine: pass\nMine.__call__ = lambda self: 1\nMine.norm = 1")) == []
+    assert rules_of(top("class Mine: pass\ntorch.nn.Linear.__call__ = lambda self: 1")) == ["R302"]
+
+
 def test_size_is_judged_by_the_operators_setting():
     source = submission() + "#" * 1000
     assert scan(source, max_bytes=len(source)) == []

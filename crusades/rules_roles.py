@@ -1,0 +1,150 @@
+"""Who is who in a file: which names are builtins, the optimizer, the data iterator, the model's configuration. Pure."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+
+from crusades import rules_lists as lists
+from crusades.rules_resolve import Resolver
+from crusades.rules_scopes import EXPR, ITEM, Binding, Facts, Scope
+
+_FEW = 8
+"""Bindings of one name that are followed where each may lead further."""
+_DEPTH = 12
+
+
+class Roles:
+    """Answers for one file."""
+
+    def __init__(self, facts: Facts, resolver: Resolver) -> None:
+        self._facts, self._resolver = facts, resolver
+        self._memo: dict[tuple[str, int, str], bool | int] = {}
+        self._optimizers: set[tuple[int, str]] = set()
+        self._iterators: set[tuple[int, str]] = set()
+
+    def remember_arguments(self, function: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+        """Note the second and third parameter of inner_steps."""
+        scope = self._facts.scope_of[id(function)]
+        parameters = [argument.arg for argument in (*function.args.posonlyargs, *function.args.args)]
+        if len(parameters) > 1:
+            self._iterators.add((id(scope), parameters[1]))
+        if len(parameters) > 2:
+            self._optimizers.add((id(scope), parameters[2]))
+
+    def remember(self, what: str, home: Scope, name: str, find: Callable[[list[Binding]], bool | int]) -> bool | int:
+        """`find` over all bindings of a name, once: a name may be bound and read ten thousand times."""
+        key = (what, id(home), name)
+        if key not in self._memo:
+            self._memo[key] = find(home.names[name])
+        return self._memo[key]
+
+    def shadowed(self, node: ast.Name, scope: Scope) -> bool:
+        """Whether the name certainly is the file's own: bound in a function, or at the top of the file before its use."""
+        home = scope.find(node.id)
+        if home is None:
+            return False
+        if home.kind in ("function", "comprehension"):
+            return True
+        if home.kind == "class":  # until it is bound, the class body reads the builtin
+            return self.remember("first", home, node.id, _first_line) < node.lineno
+        sure = self.remember("sure", home, node.id, _first_sure_line)
+        return bool(sure) and (_runs_later(scope) or sure < node.lineno)
+
+    def is_type(self, node: ast.expr, scope: Scope) -> bool:
+        """Whether `node` is the builtin `type`, possibly under another name."""
+        for _ in range(_FEW):
+            if not isinstance(node, ast.Name):
+                return False
+            home = scope.find(node.id)
+            if home is None:
+                return node.id == "type"
+            values = [binding.value for binding in home.names[node.id][:_FEW] if binding.kind == EXPR and isinstance(binding.value, ast.Name)]
+            if not values:
+                return False
+            node, scope = values[0], home
+        return False
+
+    def _is_argument(self, node: ast.expr, scope: Scope, arguments: set[tuple[int, str]], names: frozenset[str]) -> bool:
+        for _ in range(_FEW):
+            if isinstance(node, ast.NamedExpr):
+                node = node.value
+            if not isinstance(node, ast.Name):
+                return False
+            home = scope.find(node.id)
+            if home is None:
+                return False
+            if (id(home), node.id) in arguments or (home.kind == "function" and node.id in names and _is_parameter(home, node.id)):
+                return True
+            values = [binding.value for binding in home.names[node.id][:_FEW] if binding.kind == EXPR and isinstance(binding.value, ast.Name | ast.NamedExpr)]
+            if not values:
+                return False
+            node, scope = values[0], home
+        return False
+
+    def is_optimizer(self, node: ast.expr, scope: Scope) -> bool:
+        """Whether `node` is the optimizer: by its place among the parameters, by its usual names in helpers."""
+        if isinstance(node, ast.Attribute) and node.attr in ("optimizer", "optim"):
+            return not self._resolver.paths(node, scope)
+        return self._is_argument(node, scope, self._optimizers, lists.OPTIMIZER_NAMES)
+
+    def is_iterator(self, node: ast.expr, scope: Scope) -> bool:
+        """Whether `node` is the data iterator."""
+        return self._is_argument(node, scope, self._iterators, frozenset({"data_iterator"}))
+
+    def inside_optimizer(self, node: ast.expr, scope: Scope, depth: int = 0) -> bool:
+        """Whether `node` lies within param_groups or the state: `optimizer.param_groups[0]`, `group["params"]`, `state["exp_avg"]`."""
+        while depth < _DEPTH:
+            self._resolver.spend()
+            depth += 1
+            if isinstance(node, ast.Subscript):
+                if isinstance(node.slice, ast.Constant) and node.slice.value in lists.OPTIMIZER_FIELDS:
+                    return True
+                node = node.value
+            elif isinstance(node, ast.Attribute):
+                return node.attr == "param_groups" or (node.attr == "state" and self.is_optimizer(node.value, scope))
+            elif isinstance(node, ast.Name):
+                home = scope.find(node.id)
+                if home is None:
+                    return False
+                return any(
+                    binding.kind in (EXPR, ITEM) and isinstance(binding.value, ast.Subscript | ast.Attribute | ast.Name)
+                    and self.inside_optimizer(binding.value, home, depth)
+                    for binding in home.names[node.id][:_FEW]
+                )  # fmt: skip
+            else:
+                return False
+        return False
+
+    def is_model_config(self, node: ast.expr, scope: Scope) -> bool:
+        """Whether `node` is something's `config`, but not one's own."""
+        if isinstance(node, ast.Attribute):
+            return node.attr in ("config", "text_config") and not (isinstance(node.value, ast.Name) and node.value.id == "self")
+        if not isinstance(node, ast.Name):
+            return False
+        home = scope.find(node.id)
+        return home is not None and any(
+            binding.kind == EXPR and isinstance(binding.value, ast.Attribute) and self.is_model_config(binding.value, home)
+            for binding in home.names[node.id][:_FEW]
+        )
+
+
+def _first_line(bindings: list[Binding]) -> int:
+    return min(binding.line for binding in bindings)
+
+
+def _first_sure_line(bindings: list[Binding]) -> int:
+    """0: none is certain."""
+    return min((binding.line for binding in bindings if binding.sure), default=0)
+
+
+def _is_parameter(scope: Scope, name: str) -> bool:
+    spec = getattr(scope.node, "args", None)
+    return spec is not None and any(argument.arg == name for argument in (*spec.posonlyargs, *spec.args, *spec.kwonlyargs))
+
+
+def _runs_later(scope: Scope | None) -> bool:
+    """Whether code in `scope` runs when the file has been loaded."""
+    while scope is not None and scope.kind != "function":
+        scope = scope.parent
+    return scope is not None
