@@ -122,7 +122,7 @@ def start_referee(workdir: Path, gpu: int | None) -> RefereeLink:
     log = workdir / "referee.log"
     environment = {key: os.environ[key] for key in PASSED_ENVIRONMENT if key in os.environ}
     environment |= {"HOME": str(workdir), "CUDA_VISIBLE_DEVICES": "" if gpu is None else str(gpu)}
-    environment["OMP_WAIT_POLICY"] = "PASSIVE"  # spinning threads starve everything else on a small machine, and each other
+    environment["GOMP_SPINCOUNT"] = "3000"  # as in the sandbox: threads that spin for long starve everything else on a small machine, and each other
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     with theirs, log.open("wb") as output:
         process = subprocess.Popen(
