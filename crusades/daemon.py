@@ -63,15 +63,18 @@ async def run(config: DaemonConfig, *, task_status: trio.TaskStatus[Started] = t
     from crusades.chain import open_chain
     from crusades.store import open_store
 
-    settings = config.hparams
-    await trio.to_thread.run_sync(_load_early)
-    async with (
-        open_bridge() as bridge,
-        open_store(config.state_dir, bridge, settings.store) as store,
-        open_chain(settings.chain, config.network, config.netuid, bridge, wallet=config.wallet) as chain,
-    ):
-        ctx = make_context(config, store, chain, is_dev=await is_dev(config, chain))
-        await serve(ctx, config, task_status=task_status)
+    settings, reins = config.hparams, Reins()
+    async with trio.open_nursery() as everything:
+        await everything.start(listen_to_signals, reins, config, everything.cancel_scope)
+        await trio.to_thread.run_sync(_load_early)
+        async with (
+            open_bridge() as bridge,
+            open_store(config.state_dir, bridge, settings.store) as store,
+            open_chain(settings.chain, config.network, config.netuid, bridge, wallet=config.wallet) as chain,
+        ):
+            reins.context = make_context(config, store, chain, is_dev=await is_dev(config, chain))
+            await serve(reins.context, config, task_status=task_status)
+        everything.cancel_scope.cancel()
 
 
 async def serve(ctx: Context, config: DaemonConfig, *, task_status: trio.TaskStatus[Started] = trio.TASK_STATUS_IGNORED) -> None:
@@ -85,7 +88,6 @@ async def serve(ctx: Context, config: DaemonConfig, *, task_status: trio.TaskSta
         house.start_soon(watch, ctx)
         house.start_soon(keep_house, ctx)
         house.start_soon(tell_viewers, ctx)
-        house.start_soon(listen_to_signals, ctx, config, house.cancel_scope)
         await recover(ctx)
         task_status.started(Started(url, ctx))
 
@@ -130,16 +132,29 @@ def _end_slots(ctx: Context, slots: trio.CancelScope) -> None:
             seat.scope.cancel()
 
 
-async def listen_to_signals(ctx: Context, config: DaemonConfig, everything: trio.CancelScope) -> None:
-    """SIGTERM and SIGINT stop in stages, a second one at once; SIGHUP reloads what is safe to reload."""
+@dataclass
+class Reins:
+    """What a signal acts on; there is none while store and chain are still being opened."""
+
+    context: Context | None = None
+
+
+async def listen_to_signals(
+    reins: Reins, config: DaemonConfig, everything: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """SIGTERM and SIGINT stop in stages, a second one (or one during the start) at once; SIGHUP reloads what is safe to reload."""
     if not config.handle_signals:
+        task_status.started()
         return
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        task_status.started()
         async for number in signals:
             if number == signal.SIGHUP:
-                reload_settings(ctx, config)
-            elif config.stop.is_set():
-                log.warning("%s again: stopping at once", signal.Signals(number).name)
+                if reins.context:
+                    reload_settings(reins.context, config)
+            elif reins.context is None or config.stop.is_set():
+                log.warning("%s: stopping at once", signal.Signals(number).name)
+                config.stop.set()
                 everything.cancel()
             else:
                 log.info("%s", signal.Signals(number).name)

@@ -289,6 +289,7 @@ async def kill_story(lab, *, kills, submissions, seed, life=(0.0, 3.0), say=lamb
             lab.final_before.setdefault(id_, frozenset(lab.started))
         say(f"kill {kill + 1}: {dict(lab.rows('SELECT status, count(*) FROM submissions GROUP BY status'))}")
     with lab.daemon() as process:
+        await lab.until_up(process)
         await lab.until_judged()
         process.send_signal(signal.SIGTERM)
         await ended(process)

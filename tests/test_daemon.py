@@ -4,6 +4,8 @@ The first story is the one to read: one submission's whole life. The others are 
 """
 
 import dataclasses
+import os
+import signal
 from pathlib import Path
 
 import msgspec
@@ -13,7 +15,7 @@ from daemon_house import House, eventually
 from fakes import FakeJudge, make_commitment, make_source
 
 from crusades import hparams
-from crusades.daemon import reload_settings
+from crusades.daemon import Reins, listen_to_signals, reload_settings
 from crusades.errors import ChainError, FetchFault, MustNotRestart, RefereeFault, StoreError
 from crusades.intake import FIRST_RETRY
 from crusades.nvml import Device
@@ -484,14 +486,14 @@ async def test_a_refused_vector_is_held_with_the_chains_reason(house, autojump_c
 
 
 async def test_a_clock_that_jumps_back_an_hour_holds_up_nothing(house, autojump_clock):
-    commit(house, "# mfu 40\n# fault referee")
+    early = commit(house, "# mfu 40\n# fault referee")
     async with house.running() as ctx:
         await trio.sleep(30)
         real = ctx.now
         ctx.now = lambda: real() - 3600
         late = commit(house, "# mfu 41", hotkey="5Miner3", uid=3, block=11)
-        assert (await house.until(late, patience=300)).submission.status is Status.SCORED
-        assert (await ctx.store.counts())["scored"] == 2
+        for submission in (early, late):
+            assert (await house.until(submission, patience=300)).submission.status is Status.SCORED
 
 
 async def test_sighup_takes_what_is_safe_and_names_the_rest(house, autojump_clock, tmp_path, caplog):
@@ -550,3 +552,13 @@ async def test_viewers_hear_of_slots_and_blocks(house, autojump_clock):
     states = [event.data["state"] for event in events if event.kind == "slot"]
     assert {"warming", "idle", "running"} <= set(states)
     assert [event for event in events if event.kind == "block"]
+
+
+async def test_a_signal_during_the_start_ends_it_at_once(house, autojump_clock):
+    config = dataclasses.replace(house.config(trio.Event()), handle_signals=True)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(listen_to_signals, Reins(), config, nursery.cancel_scope)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await trio.sleep(3600)
+    assert config.stop.is_set()
+    assert nursery.cancel_scope.cancelled_caught

@@ -119,7 +119,7 @@ def test_every_tensor_is_sampled(reference):
     for spec, (first, last) in zip(reference.layout.specs, sample.bounds, strict=True):
         local = sample.index[first:last] - spec.offset
         assert 0 < len(local) <= np.prod(spec.shape)
-        assert 0 <= int(local.min())
+        assert int(local.min()) >= 0
         assert int(local.max()) < np.prod(spec.shape)
 
 

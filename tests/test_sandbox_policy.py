@@ -142,10 +142,16 @@ def test_a_missing_folder_is_left_out_only_if_it_is_optional():
 
 
 def test_a_tail_keeps_the_end_and_says_what_it_lost():
-    tail = Tail(4)
+    tail = Tail(30)
     tail.add(b"abc")
-    tail.add(b"defg")
-    assert tail.text() == "[3 bytes not kept]\ndefg"
+    tail.add(b"d" * 30)
+    assert tail.text() == "[3 bytes not kept]\n" + "d" * 11
+
+
+def test_a_tail_of_escapes_is_no_longer_than_the_tail_of_text():
+    tail = Tail(30)
+    tail.add(b"\x1b" * 30)
+    assert tail.text() == "[cut]\n" + r"\x1b" * 6
 
 
 def test_text_stays_text():

@@ -28,10 +28,14 @@ class Tail:
             del self._kept[: len(self._kept) - self._size]
 
     def text(self) -> str:
-        """The tail as printable text; says so when something was cut off."""
-        shown = printable(bytes(self._kept))
-        cut = self.total - len(self._kept)
-        return f"[{cut} bytes not kept]\n{shown}" if cut else shown
+        """The tail as printable text of at most `size` characters; says so when something was cut off."""
+        shown, cut = printable(bytes(self._kept)), self.total - len(self._kept)
+        note = f"[{cut} bytes not kept]\n" if cut else ""
+        if len(note) + len(shown) <= self._size:
+            return note + shown
+        # One byte may have become an escape of many characters: the end of it is what is worth showing.
+        note = note or "[cut]\n"
+        return note + shown[len(shown) - max(self._size - len(note), 0) :]
 
 
 def printable(raw: bytes) -> str:
