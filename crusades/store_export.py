@@ -7,7 +7,7 @@
     {"kind":"end","submissions":N}                                                                 so that a cut file shows
 
 Numbers that JSON has no words for stand as "nan", "inf" and "-inf". Events are not exported: they tell of changes, and
-whoever imports takes a new snapshot.
+whoever imports takes a new snapshot. `store_import` reads it back.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from __future__ import annotations
 import math
 import sqlite3
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import msgspec
 
-from crusades.errors import StoreError
-from crusades.records import Payload, Reason, Record, Run, Source, Transition, Verdict, WeightsView, to_builtins
-from crusades.store_tx import SELECT, Row, decode_payload, decode_reason, encode, pack, unpack_run, unpack_verdict
+from crusades.records import Payload, Reason, Record, Source, Transition, WeightsView, to_builtins
+from crusades.store_tx import SELECT, Row, decode_payload, decode_reason, unpack_run, unpack_verdict
 
 VERSION = 1
 LONGEST_LINE = 64 << 20
@@ -114,14 +113,7 @@ class End(Record, frozen=True, kw_only=True, tag_field="kind", tag="end"):
     submissions: int
 
 
-class Imported(Record, frozen=True, kw_only=True):
-    """What an import did, in submissions."""
-
-    added: int
-    kept: int
-
-
-_decoder = msgspec.json.Decoder(Header | Fact | Exported | Receipt | Weights | End)
+Document = Header | Fact | Exported | Receipt | Weights | End
 
 # ------------------------------------------------------------------------------------------------ out
 
@@ -173,74 +165,3 @@ def _spell(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_spell(item) for item in value]
     return value
-
-
-# ------------------------------------------------------------------------------------------------ in
-
-
-def import_lines(db: sqlite3.Connection, lines: Iterable[bytes]) -> Imported:
-    """Add what is missing, inside the caller's transaction. StoreError names the line that cannot be read."""
-    added = kept = 0
-    ended = False
-    for number, raw in enumerate(lines, start=1):
-        document = _document(number, raw)
-        if (number == 1) != isinstance(document, Header) or ended:
-            raise StoreError(f"line {number} of the export is out of place")
-        match document:
-            case Header() if document.version > VERSION:
-                raise StoreError(f"the export has version {document.version}; this program reads up to {VERSION}")
-            case Fact():
-                _add_fact(db, document)
-            case Exported():
-                new = db.execute("SELECT 1 FROM submissions WHERE id = ?", (document.id,)).fetchone() is None
-                added, kept = added + new, kept + (not new)
-                if new:
-                    _add_submission(db, number, document)
-            case Receipt():
-                db.execute("INSERT OR IGNORE INTO receipts VALUES (?, ?, ?)", (document.receipt, document.submission, document.spent))
-            case Weights():
-                row = (document.first, document.last, encode(document.view))
-                db.execute("INSERT INTO weights (first, last, view) SELECT ?, ?, ? WHERE NOT EXISTS (SELECT 1 FROM weights WHERE (first, last) = (?, ?))", (*row, *row[:2]))
-            case End():
-                ended = True
-                if document.submissions != added + kept:
-                    raise StoreError(f"the export says {document.submissions} submissions and holds {added + kept}")
-    if not ended:
-        raise StoreError("the export is cut off: its last line is missing")
-    return Imported(added=added, kept=kept)
-
-
-def _document(number: int, raw: bytes) -> Header | Fact | Exported | Receipt | Weights | End:
-    if len(raw) > LONGEST_LINE:
-        raise StoreError(f"line {number} of the export is longer than any export writes")
-    try:
-        document: Header | Fact | Exported | Receipt | Weights | End = _decoder.decode(raw)
-        return document
-    except msgspec.MsgspecError as error:
-        raise StoreError(f"line {number} of the export cannot be read: {error}") from error
-
-
-def _add_fact(db: sqlite3.Connection, fact: Fact) -> None:
-    known = db.execute("SELECT value FROM facts WHERE name = ?", (fact.name,)).fetchone()
-    if known is None:
-        db.execute("INSERT INTO facts VALUES (?, ?)", (fact.name, encode(fact.value)))
-    elif fact.name == "identity" and msgspec.json.decode(known[0]) != fact.value:
-        raise StoreError(f"the export is of another validator: {fact.value}, here: {known[0]}")
-
-
-def _add_submission(db: sqlite3.Connection, number: int, it: Exported) -> None:
-    columns = {name: getattr(it, name) for name in Row._fields if name not in ("n", "verdict", "payload", "reason")}
-    columns |= {"verdict": it.verdict_word, "payload": it.payload and encode(it.payload), "reason": it.reason and encode(it.reason)}
-    db.execute(f"INSERT INTO submissions ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})", list(columns.values()))
-    db.executemany("INSERT INTO transitions (submission, status, at, block, reason, note) VALUES (?, ?, ?, ?, ?, ?)",
-                   [(it.id, step.status.value, step.at, step.block, step.reason and encode(step.reason), step.note) for step in it.transitions])
-    if it.source is not None:
-        db.execute("INSERT OR IGNORE INTO files VALUES (?, ?)", (it.source.sha256, zlib.compress(it.source.content, 6)))
-        db.execute("INSERT INTO sources VALUES (?, ?, ?, ?)", (it.id, it.source.sha256, it.source.url, it.source.fetched_at))
-    try:
-        db.executemany("INSERT INTO runs (submission, evaluation, run) VALUES (?, ?, ?)",
-                       [(it.id, kept.evaluation, pack(msgspec.convert(kept.run, Run, strict=False))) for kept in it.runs])
-        if it.judged is not None:
-            db.execute("INSERT INTO verdicts VALUES (?, ?, ?)", (it.id, it.judged.at, pack(msgspec.convert(it.judged.verdict, Verdict, strict=False))))
-    except msgspec.ValidationError as error:
-        raise StoreError(f"line {number} of the export cannot be read: {error}") from error

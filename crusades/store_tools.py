@@ -23,7 +23,8 @@ from pathlib import Path
 from crusades.errors import StoreError, UsageError
 from crusades.store import locked
 from crusades.store_check import problems_of
-from crusades.store_export import Imported, export_lines, import_lines
+from crusades.store_export import export_lines
+from crusades.store_import import Imported, import_lines
 from crusades.store_schema import BACKUPS, BUSY_TIMEOUT_MS, DATABASE, MIGRATIONS, backups, damaged, is_damage, new_backup_path, prepare_sync
 from crusades.store_tx import database_words
 
@@ -132,8 +133,8 @@ def run_export(state_dir: Path, out: Path) -> int:
 
 
 def run_import(file: Path, state_dir: Path) -> Imported:
-    """Add what an export holds and the state directory (made when missing) does not. Rows that are there stay as they
-    are, so importing twice changes nothing. All or nothing; StateLocked while a validator runs."""
+    """Add what an export holds and the state directory (made when missing) does not, and replace what the export knows
+    further (`store_import`). Importing twice changes nothing. All or nothing; StateLocked while a validator runs."""
     try:
         lines = file.open("rb")
     except OSError as error:
@@ -223,7 +224,8 @@ def _do(arguments: argparse.Namespace, state_dir: Path) -> tuple[str, dict[str, 
             return f"exported {count} submissions to {arguments.out}", {"exported": count, "file": str(arguments.out)}
         case "import":
             got = run_import(arguments.file, state_dir)
-            return f"imported {got.added} submissions into {state_dir}; {got.kept} were there already", {"added": got.added, "kept": got.kept}
+            words = f"imported into {state_dir}: {got.added} submissions added, {got.updated} brought further, {got.kept} left as they are"
+            return words, {"added": got.added, "updated": got.updated, "kept": got.kept}
         case _:
             path = arguments.file or state_dir
             found = run_verify(path)
@@ -242,7 +244,7 @@ def _parser() -> argparse.ArgumentParser:
     restore.add_argument("backup", type=Path)
     export = commands.add_parser("export", parents=[common], help="write portable JSON Lines")
     export.add_argument("out", type=Path)
-    import_ = commands.add_parser("import", parents=[common], help="add what an export holds; the validator must be stopped")
+    import_ = commands.add_parser("import", parents=[common], help="take in what an export holds and knows further; the validator must be stopped")
     import_.add_argument("file", type=Path)
     verify = commands.add_parser("verify", parents=[common], help="check the file and every rule that the store keeps")
     verify.add_argument("file", type=Path, nargs="?", help="a backup to check instead of the state directory")

@@ -188,6 +188,51 @@ async def test_an_import_adds_what_is_missing_and_leaves_what_has_gone_on(tmp_pa
         assert (await store.submission(id_)).submission.score_mfu == 99.0
 
 
+async def test_an_import_takes_what_the_export_knows_further(tmp_path):
+    """An old export, and a newer one of the same validator: whichever comes last, the store ends where the newer one was."""
+    async with opened(tmp_path / "state") as store:
+        await store.identify(genesis="0xaa", netuid=7)
+        one = await at_stage(store, S.QUEUED, revealed("5A", 10, receipt="9-1"))
+        await store.claim_receipt(one, "9-1")
+        await store.record_weights(asked={1: 1.0}, block=60, first=61, last=70)
+        run_export(tmp_path / "state", tmp_path / "old.jsonl")
+        await store.begin_attempt(one, slot="cpu")
+        await store.add_run(one, run(0))
+        await store.finish(one, accepted(41.0, [run(0), run(1)]), block=50)
+        await store.record_on_chain(on_chain={1: 1.0}, equal=True, block=62)
+        await store.record_weights(asked={2: 1.0}, block=80, first=81, last=90)
+        await store.set_cursor(95)
+        run_export(tmp_path / "state", tmp_path / "new.jsonl")
+        newest = await picture(store)
+    for order in (("old", "new"), ("new", "old"), ("old", "new", "old", "new")):
+        got = [run_import(tmp_path / f"{name}.jsonl", tmp_path / "-".join(order)) for name in order]
+        assert [one.added for one in got] == [1] + [0] * (len(order) - 1)
+        assert sum(one.updated for one in got) == (order[0] == "old")
+        assert await look(tmp_path / "-".join(order)) == newest
+        assert run_verify(tmp_path / "-".join(order)) == []
+
+
+async def test_an_import_never_takes_a_verdict_back(tmp_path):
+    """Two validators went on from one export: the one that is not done cannot undo the one that is, however late it wrote."""
+    async with opened(tmp_path / "one") as store:
+        id_ = await at_stage(store, S.QUEUED, revealed("5A", 10))
+    run_export(tmp_path / "one", tmp_path / "start.jsonl")
+    run_import(tmp_path / "start.jsonl", tmp_path / "two")
+    async with opened(tmp_path / "one") as store:
+        await store.begin_attempt(id_, slot="cpu")
+        await store.finish(id_, accepted(41.0, [run(0), run(1)]))
+    async with opened(tmp_path / "two") as store:
+        await store.begin_attempt(id_, slot="cpu")
+        await store.requeue(id_, reason("referee", Stage.RUN))
+    for name in ("one", "two"):
+        run_export(tmp_path / name, tmp_path / f"{name}.jsonl")
+    assert run_import(tmp_path / "two.jsonl", tmp_path / "one").kept == 1
+    assert run_import(tmp_path / "one.jsonl", tmp_path / "two").updated == 1
+    for name in ("one", "two"):
+        async with opened(tmp_path / name) as store:
+            assert (await store.submission(id_)).submission.score_mfu == 41.0
+
+
 @pytest.mark.parametrize("spoil", ["cut", "reordered", "newer", "garbage", "unknown field", "miscounted"])
 async def test_a_spoilt_export_imports_nothing_and_says_where(tmp_path, spoil):
     await fill(tmp_path / "state")
@@ -275,7 +320,7 @@ async def test_the_command_line(tmp_path, capsys, monkeypatch):
     assert main(["restore", str(tmp_path / "copy.db"), *place]) == 0
     assert main(["verify", *place]) == 0
     said = capsys.readouterr().out
-    for words in ("backed up to", "exported 7 submissions", "imported 7 submissions", "restored", "is sound"):
+    for words in ("backed up to", "exported 7 submissions", "7 submissions added", "restored", "is sound"):
         assert words in said
     assert main(["verify", str(tmp_path / "copy.db"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"problems": []}
