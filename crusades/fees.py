@@ -28,6 +28,11 @@ def asks_fee(settings: Chain) -> bool:
     return settings.fee_rao > 0
 
 
+def out_of_window(named: str | None, commit_block: int) -> bool:
+    """Whether the receipt names a block that cannot pay for this commitment, so that the chain need not be asked."""
+    return named is not None and not commit_block - WINDOW <= int(named.partition("-")[0]) <= commit_block
+
+
 def judge_receipt(named: str | None, found: Receipt | None, settings: Chain, *, payers: Collection[str], commit_block: int,
                   submission_id: str, used_by: str | None) -> Reason | None:
     """Why the receipt that a payload names does not pay for it; None when it does, or when no fee is asked.
@@ -45,6 +50,8 @@ def judge_receipt(named: str | None, found: Receipt | None, settings: Chain, *, 
 def _problem(named: str | None, found: Receipt | None, settings: Chain, payers: Collection[str], commit_block: int) -> str | None:
     if named is None:
         return f"this competition asks for a fee of {tao(settings.fee_rao)}, and the payload names no receipt"
+    if out_of_window(named, commit_block):
+        return f"the transfer {named} is not within the {WINDOW:,} blocks before the commitment of block {commit_block}"
     if found is None:
         return f"the chain holds no transfer {named}"
     if not found.success:
@@ -55,8 +62,6 @@ def _problem(named: str | None, found: Receipt | None, settings: Chain, payers: 
         return f"the transfer {named} went to {found.destination}, not to {settings.fee_address}"
     if found.amount_rao < settings.fee_rao:
         return f"the transfer {named} is of {tao(found.amount_rao)}; the fee is {tao(settings.fee_rao)}"
-    if not commit_block - WINDOW <= found.block <= commit_block:
-        return f"the transfer of block {found.block} is not within the {WINDOW:,} blocks before the commitment of block {commit_block}"
     return None
 
 

@@ -19,7 +19,7 @@ from crusades.context import Context, retry_delay
 from crusades.copies import Known, find_copies, find_original
 from crusades.errors import ChainError, FetchFault
 from crusades.faults import fault
-from crusades.fees import asks_fee, judge_receipt
+from crusades.fees import asks_fee, judge_receipt, out_of_window
 from crusades.records import Finding, Payload, Reason, Source, Stage, Status, Submission
 
 log = logging.getLogger("crusades.intake")
@@ -51,6 +51,10 @@ class Retries:
         delay = retry_delay(attempt, FIRST_RETRY, MOST_RETRY)
         self._tries[id_] = (attempt, now + delay)
         return delay
+
+    def postpone(self, id_: str, until: float) -> None:
+        """Not its failure: it is looked at again then."""
+        self._tries[id_] = (self._tries.get(id_, (0, 0.0))[0], until)
 
     def forget(self, id_: str) -> None:
         """It is over."""
@@ -92,6 +96,13 @@ async def _fetch_one(ctx: Context, fetch: Fetch, retries: Retries, row: Submissi
     except ChainError as error:
         delay = retries.failed(row.id, trio.current_time())
         log.warning("its fee cannot be looked up, again in %.0f s: %s", delay, error)
+        if row.reason is None:  # once: the miner sees what it waits for
+            why = Reason(code=fault("chain-down").code, stage=Stage.CHAIN, message=f"Its fee cannot be looked up: {error}", hint=fault("chain-down").advice)
+            await ctx.store.transition(row.id, Status.REVEALED, block=ctx.block, reason=why)
+        return
+    if early is not None and row.provisional:
+        # What the best head says of fees and earlier commitments may be otherwise one fork later: judged once it is final.
+        retries.postpone(row.id, trio.current_time() + ctx.chain.block_time)
         return
     if early is not None:
         await ctx.store.transition(row.id, Status.REJECTED, block=ctx.block, reason=early)
@@ -153,7 +164,7 @@ async def unpaid(ctx: Context, row: Submission, payload: Payload) -> Reason | No
     settings = ctx.hparams.chain
     if not asks_fee(settings):
         return None
-    found = await ctx.chain.receipt(payload.receipt) if payload.receipt else None
+    found = await ctx.chain.receipt(payload.receipt) if payload.receipt and not out_of_window(payload.receipt, row.commit_block) else None
     coldkeys = {neuron.coldkey for neuron in ctx.board.neurons if neuron.hotkey == row.hotkey and neuron.coldkey}
     judge = partial(judge_receipt, payload.receipt, found, settings, payers={row.hotkey, *coldkeys}, commit_block=row.commit_block, submission_id=row.id)
     wrong = judge(used_by=None)

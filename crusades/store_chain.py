@@ -20,9 +20,13 @@ from crusades.errors import StoreError
 from crusades.faults import fault
 from crusades.records import Commitment, Reason, Record, Stage, Status
 from crusades.store_life import COPY, WITHDRAWN, Hand, chain_may_reject
-from crusades.store_tx import Row, Tx, decode_payload, encode, fetch_rows
+from crusades.store_tx import Row, Tx, decode_payload, decode_reason, encode, fetch_rows
 
 log = logging.getLogger(__name__)
+
+CHAINS_OWN = frozenset(fault(name).code for name in ("payload-malformed", "reveal-failed", "overwritten", "not-registered", "withdrawn"))
+"""Reasons that a read of the chain gives, and that another read may therefore take back. What was found out about the file
+itself stays found out: a fork changes nothing about it."""
 
 
 class Recorded(Record, frozen=True, kw_only=True):
@@ -167,13 +171,14 @@ def _content(seen: Commitment) -> dict[str, str | None]:
 async def _advance(tx: Tx, row: Row, seen: Commitment, changes: _Changes, *, head: int) -> None:
     """Move a row to what the sighting says, where that is news."""
     status = Status(row.status)
-    revivable = status is Status.REJECTED and (row.withdrawn or bool(row.provisional))
+    revivable = status is Status.REJECTED and (row.withdrawn or (bool(row.provisional) and _reason_code(row) in CHAINS_OWN))
     if seen.state is Status.REJECTED:
         # At the best head a chain reason may be gone one fork later; it counts once it is final.
         news = seen.reason is not None and row.reason != encode(seen.reason)
         if news and (revivable or (chain_may_reject(status) and not seen.provisional)):
             columns = {"reveal_block": seen.reveal_block or row.reveal_block, **(_content(seen) if seen.raw else {})}
             await tx.move(row, Status.REJECTED, block=head, reason=seen.reason, hand=Hand.CHAIN, columns=columns)
+            await tx.all("DELETE FROM receipts WHERE submission = ? AND NOT spent", row.id)  # it never ran: its fee serves the next one
             withdrawn = seen.reason is not None and seen.reason.code == WITHDRAWN
             (changes.withdrawn if withdrawn else changes.rejected).append(row.id)
     elif seen.state is Status.REVEALED and (status is Status.SEALED or revivable):
@@ -182,6 +187,10 @@ async def _advance(tx: Tx, row: Row, seen: Commitment, changes: _Changes, *, hea
         changes.revealed.append(row.id)
     elif seen.state is Status.SEALED and revivable and not row.raw:
         await tx.move(row, Status.SEALED, block=head, hand=Hand.CHAIN)
+
+
+def _reason_code(row: Row) -> int:
+    return 0 if row.reason is None else decode_reason(row.reason).code
 
 
 async def _start_over(tx: Tx, row: Row, seen: Commitment, changes: _Changes, *, head: int) -> None:
@@ -230,6 +239,7 @@ async def _withdraw(tx: Tx, rows: Sequence[Commitment], changes: _Changes, seen:
         why = Reason(code=fault("withdrawn").code, stage=Stage.CHAIN, hint=fault("withdrawn").advice,
                      message=f"The chain is final up to block {horizon}, and the commitment of block {row.commit_block} is not on it.")
         await tx.move(row, Status.REJECTED, block=head, reason=why, hand=Hand.CHAIN, columns={"provisional": False, "score_mfu": None})
+        await tx.all("DELETE FROM receipts WHERE submission = ?", row.id)  # even a spent one: this submission never was
         seen.forget([row.hotkey])
         changes.withdrawn.append(row.id)
         await _acquit_copies(tx, row, head=head)

@@ -62,8 +62,8 @@ def make_source(text="def inner_steps():\n    pass\n", url="https://files.exampl
     return Source(sha256=hashlib.sha256(content).hexdigest(), content=content, url=url, fetched_at=EPOCH_START)
 
 
-def make_commitment(hotkey, block, source, *, uid=1, state=Status.REVEALED, netuid=1, provisional=False, url=""):
-    payload = None if state is Status.SEALED else Payload(sha256=source.sha256, url=url or source.url)
+def make_commitment(hotkey, block, source, *, uid=1, state=Status.REVEALED, netuid=1, provisional=False, url="", receipt=None):
+    payload = None if state is Status.SEALED else Payload(sha256=source.sha256, url=url or source.url, receipt=receipt)
     return Commitment(netuid=netuid, hotkey=hotkey, uid=uid, commit_block=block, reveal_block=None if state is Status.SEALED else block + 2,
                       state=state, payload=payload, provisional=provisional)
 
@@ -173,6 +173,9 @@ class FakeChain:
         self.refused = ()
         self.is_dev = True
         self.genesis = "0xfake"
+        self.block_time = block_seconds
+        self.receipts = {}
+        """receipt → what the chain shows for it, or an exception to raise."""
 
     async def check(self):
         await self._read()
@@ -209,6 +212,13 @@ class FakeChain:
         number = int(block_hash[2:]) if block_hash else self.block
         final = number <= self.block - self.lag
         return [msgspec.structs.replace(row, provisional=not final) for row in self.rows if (row.reveal_block or row.commit_block) <= number]
+
+    async def receipt(self, receipt):
+        await self._read()
+        found = self.receipts.get(receipt)
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     async def read_weights(self, block_hash=None):
         await self._read()

@@ -221,6 +221,34 @@ async def test_a_new_row_that_is_refused_at_the_best_head_may_turn_out_fine(stor
     assert (row.status, row.reason, row.uid, row.provisional) == (S.REVEALED, None, 1, False)
 
 
+@pytest.mark.parametrize("why", [reason("hash-mismatch", Stage.FETCH), reason("rule", Stage.CHECK), reason("copy", Stage.CHECK), reason("fee-missing", Stage.CHAIN)])
+async def test_what_was_rejected_for_its_file_before_finality_stays_rejected_at_finality(store, why):
+    """Seen in the demo: everything was fetched and rejected twice, because finality revived it."""
+    id_ = await at_stage(store, S.REVEALED, revealed(block=85, reveal=95, final=False))
+    await store.transition(id_, S.REJECTED, reason=why)
+    got = await record(store, revealed(block=85, reveal=95), head=99, finalized=96)
+    assert (got.revealed, got.confirmed) == ((), (id_,))
+    row = await only(store)
+    assert (row.status, row.reason.code, row.provisional) == (S.REJECTED, why.code, False)
+    assert len((await store.submission(id_)).transitions) == 2
+
+
+async def test_a_withdrawn_submission_gives_its_receipt_back_even_a_spent_one(store):
+    id_ = await at_stage(store, S.QUEUED, revealed(block=85, reveal=88, final=False))
+    await store.claim_receipt(id_, "9-1")
+    await store.begin_attempt(id_)
+    await store.finish(id_, accepted())
+    await record(store, head=95, finalized=88)
+    assert await store.receipt_holder("9-1") is None
+
+
+async def test_a_submission_that_the_chain_stops_before_it_ran_gives_its_receipt_back(store):
+    id_ = await at_stage(store, S.QUEUED, revealed(block=10, reveal=30))
+    await store.claim_receipt(id_, "9-1")
+    await record(store, refused(block=10, reveal=30, name="not-registered", uid=None))
+    assert await store.receipt_holder("9-1") is None
+
+
 @pytest.mark.parametrize(("stage", "after"), [(S.QUEUED, S.REJECTED), (S.RUNNING, S.RUNNING), (S.SCORED, S.SCORED)])
 async def test_deregistration_stops_what_waits_but_not_what_is_being_judged(store, stage, after):
     await at_stage(store, stage, revealed(block=10, reveal=30))

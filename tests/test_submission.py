@@ -316,7 +316,7 @@ RECEIPT = Receipt(id="900-2", block=900, signer="5Cold", destination=FEE.fee_add
     ("900-2", {"signer": "5Thief"}, None, "signed by 5Thief"),
     ("900-2", {"destination": "5Me"}, None, "went to 5Me"),
     ("900-2", {"amount_rao": 10**9}, None, "is of 1 τ; the fee is 2 τ"),
-    ("900-2", {"block": 1001}, None, "not within"),
+    ("1001-2", {"id": "1001-2", "block": 1001}, None, "not within"),
     ("900-2", {}, "other", "used by submission other"),
 ])
 def test_a_receipt_must_be_signed_addressed_large_recent_and_unused(named, changes, used_by, says):
