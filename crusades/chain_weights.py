@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
+from crusades.payload import compact
 from crusades.records import Neuron, Record
 
 U16 = 65_535
@@ -209,6 +210,14 @@ def _shape(facts: WeightsFacts, me: Neuron | None, uids: Sequence[int], values: 
         refused.append(f"the largest weight is {max(values) / sum(values):.1%} of the sum; the subnet allows {facts.max_weight / U16:.1%}: "
                        "lower scoring.winner_share in hparams.toml or have the subnet's owner raise the limit")
     return refused
+
+
+def dev_plaintext(public_key: bytes, plan: WeightsPlan) -> bytes:
+    """The SCALE plaintext inside sealed weights (hotkey, uids, values, version key), as the chain's own decoder reads it."""
+    def vector(numbers: Sequence[int]) -> bytes:
+        return compact(len(numbers)) + b"".join(number.to_bytes(2, "little") for number in numbers)
+
+    return compact(len(public_key)) + public_key + vector(plan.uids) + vector(plan.values) + plan.version_key.to_bytes(8, "little")
 
 
 # ------------------------------------------------------------------------------------------------ afterwards

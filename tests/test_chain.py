@@ -8,6 +8,7 @@ from chain_world import NETUID, REVEAL, SETTINGS, URL, open_world, payload, worl
 
 from crusades import chain as chains
 from crusades.chain_link import Refused
+from crusades.chain_networks import sdk
 from crusades.chain_records import Expired, Unresolved
 from crusades.chain_weights import arrived, foreign_update
 from crusades.devnet import DEV_GENESIS_PREFIX
@@ -41,7 +42,7 @@ def test_the_dev_genesis_is_what_devnet_says_it_is():
 
 
 def test_a_network_is_held_to_its_genesis():
-    finney, dev, other = chains.sdk.FINNEY_GENESIS_HASH, DEV_GENESIS_PREFIX + "00" * 16, "0x" + "12" * 32
+    finney, dev, other = sdk.FINNEY_GENESIS_HASH, DEV_GENESIS_PREFIX + "00" * 16, "0x" + "12" * 32
     assert chains.wrong_chain("finney", finney) is None
     assert chains.wrong_chain("finney", other)
     assert chains.wrong_chain("finney", dev)
@@ -176,7 +177,7 @@ async def test_an_overwritten_seal_is_told_and_the_new_one_counts(world):  # noq
 async def test_a_seal_that_cannot_be_opened_is_a_failed_reveal(world):  # noqa: F811
     call = chains.bt.calls.Commitments.set_commitment(
         netuid=NETUID, info={"fields": [[{"TimelockEncrypted": {"encrypted": b"no ciphertext at all", "reveal_round": 1000}}]]})
-    done = await world.chain._send(call, world.miner.hotkey, "a bad seal")
+    done = await world.chain._sender.send(call, world.miner.hotkey, "a bad seal")
     await world.blocks(REVEAL)
     assert brief(await world.chain.commitments()) == [(done.block, Status.REJECTED, 1002)]
 
