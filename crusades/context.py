@@ -20,6 +20,7 @@ from crusades.board import Board
 from crusades.hparams import HParams
 from crusades.metrics import Metrics
 from crusades.records import SlotView, Source, Verdict
+from crusades.rulebook import Rulebook
 from crusades.slots import Memory, Seat
 from crusades.watchdog import Health
 
@@ -83,6 +84,7 @@ class Context:
     health: Health
     metrics: Metrics
     open_slot: OpenSlot
+    rulebook: Rulebook
     fingerprint: Callable[[bytes], str]
     """Of the normalised program: two files that differ only in names and comments have the same."""
     control: Source | None = None

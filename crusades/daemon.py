@@ -31,6 +31,7 @@ from crusades.judging import recover, schedule, serve_slot
 from crusades.metrics import Metrics
 from crusades.poller import poll_chain
 from crusades.records import Finding
+from crusades.rulebook import Rulebook, Rules
 from crusades.slots import Seat, SlotState
 from crusades.watch import tell_viewers, watch
 from crusades.watchdog import Health, forget_systemd, notify
@@ -228,6 +229,7 @@ def make_context(config: DaemonConfig, store: Any, chain: Any, *, is_dev: bool) 
     log.info("crusades-validator %s on %s, subnet %s, profile %s, rules %s", __version__, config.network, config.netuid, profile_name, board.rules_version)
     return Context(hparams=settings, profile_name=profile_name, netuid=config.netuid, hotkey=board.hotkey, state_dir=config.state_dir, store=store, chain=chain,
                    board=board, health=Health(), metrics=Metrics(), open_slot=config.parts.open_slot or _judge,
+                   rulebook=Rulebook(Rules(board.rules_version, profile_name, settings)),
                    fingerprint=config.parts.fingerprint or _fingerprint, control=config.parts.control,
                    accept_empty_state=config.accept_empty_state, systemd=forget_systemd())
 

@@ -108,7 +108,7 @@ async def _fetch_one(ctx: Context, fetch: Fetch, retries: Retries, row: Submissi
         await ctx.store.transition(row.id, Status.REJECTED, block=ctx.block, reason=early)
         return
     try:
-        got = await fetch(payload, ctx.hparams.fetch)
+        got = await fetch(payload, ctx.rulebook.at(row.commit_block).hparams.fetch)
     except FetchFault as error:
         ctx.metrics.fetches.labels(result="unreachable").inc()
         await _host_down(ctx, retries, row, str(error))
@@ -120,7 +120,7 @@ async def _fetch_one(ctx: Context, fetch: Fetch, retries: Retries, row: Submissi
         await ctx.store.transition(row.id, Status.REJECTED, block=ctx.block, reason=got)
         return
     ctx.metrics.fetches.labels(result="fetched").inc()
-    await ctx.store.save_source(row.id, got)
+    await ctx.store.save_source(row.id, got, rules_version=ctx.rulebook.version_at(row.commit_block))
     await ctx.store.transition(row.id, Status.FETCHED, block=ctx.block, note=f"{len(got.content)} bytes from {got.url}")
     ctx.bells.fetched.ring()
 

@@ -11,25 +11,26 @@ import logging
 import math
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import trio
 
 from crusades import logs
 from crusades.context import Context, Judge, retry_delay
-from crusades.errors import CrusadesError, DeviceFault, RefereeFault, SandboxFault, StoreError
-from crusades.faults import FAULTS, fault
+from crusades.errors import ConfigError, StoreError
+from crusades.faults import fault
 from crusades.intake import settle_copies
-from crusades.records import Outcome, Reason, Run, Source, Stage, Status, Submission, Verdict, rejected
+from crusades.mishaps import FLUSH, OUR_FAULTS, Reopen, SlotDown, code_of, control_run, our_fault, settle_mishap
+from crusades.records import Outcome, Reason, Run, Source, Stage, Status, Submission, Verdict
+from crusades.rulebook import FACT, Rules, decode
 from crusades.slots import (
     INTERRUPTED,
     MAX_INTERRUPTIONS,
-    After,
     Memory,
     Mishap,
     Place,
     Seat,
     SlotState,
-    after_mishap,
     decide,
     keeps_service,
     waiting,
@@ -37,20 +38,17 @@ from crusades.slots import (
 
 log = logging.getLogger("crusades.judging")
 
-OUR_FAULTS = (SandboxFault, RefereeFault, DeviceFault)
-"""The only exceptions after which a slot is opened anew; anything else is a bug and leaves the daemon."""
 FIRST_REOPEN, MOST_REOPEN = 5.0, 300.0
 """Seconds before a slot is opened again after a fault: doubled from the first to the most."""
 IDLE = math.inf
 """An idle slot owes no progress; the scheduler does."""
-FLUSH = 5.0
-"""Seconds that the last write of an interrupted evaluation may take under its shield."""
 
 # ------------------------------------------------------------------------------------------------ after a start
 
 
 async def recover(ctx: Context) -> None:
     """Before anything else runs: what the last process was evaluating is back in front of the queue, its runs kept."""
+    ctx.rulebook.editions = decode(await ctx.store.fact(FACT))
     for id_ in await ctx.store.recover():
         detail = await ctx.store.submission(id_)
         codes = [step.reason.code for step in detail.transitions if step.reason is not None] if detail else []
@@ -85,26 +83,26 @@ async def schedule(ctx: Context) -> None:
 # ------------------------------------------------------------------------------------------------ one slot
 
 
-class SlotDown(Exception):
-    """The slot's own control run failed: it leaves service."""
-
-
-class Reopen(Exception):
-    """After a fault nobody could say whether the slot is sound: open its judge anew."""
-
-
-async def serve_slot(ctx: Context, seat: Seat, config: object) -> None:
-    """One slot for as long as its device exists: open the judge, work, open it again after a fault."""
+async def serve_slot(ctx: Context, seat: Seat, config: Any) -> None:
+    """One slot for as long as its device exists: open the judge, work, open it again after a fault or for other rules."""
     name = f"slot {seat.name}"
     warming = 900.0 + ctx.hparams.profile(ctx.profile_name).deadlines.warmup
     with seat.scope:
         while not ctx.stopping.is_set():
             ctx.health.progress(name, "warming", deadline=warming)
+            rules, opened = rules_of(ctx, seat), False
             try:
-                async with ctx.open_slot(config) as judge:
+                async with ctx.open_slot(replace(config, profile_name=rules.profile, hparams=rules.hparams)) as judge:
+                    opened = True
                     await _work(ctx, seat, judge)
                     continue
-            except OUR_FAULTS as error:
+            except (ConfigError, *OUR_FAULTS) as error:
+                if seat.rules is not None and not opened:  # no fault of the slot: it has never been a slot for these
+                    ctx.rulebook.refuse(rules.version, str(error))
+                    seat.rules = None
+                    continue
+                if isinstance(error, ConfigError):
+                    raise
                 ctx.metrics.count_fault(code_of(error))
                 why, passed = str(error), None
             except Reopen as error:
@@ -119,33 +117,59 @@ async def serve_slot(ctx: Context, seat: Seat, config: object) -> None:
     ctx.forget(seat)
 
 
+def rules_of(ctx: Context, seat: Seat) -> Rules:
+    """What a slot's judge is open with."""
+    return seat.rules or ctx.rulebook.current
+
+
 def _after_failure(ctx: Context, seat: Seat, why: str, *, in_service: bool) -> None:
     log.error("slot %s: %s", seat.name, why)
     seat.state, seat.submission_id = SlotState.WARMING if in_service else SlotState.OUT, None
+    seat.rules = seat.pending = None
     ctx.show(seat, detail=why[:300])
     ctx.problem(f"slot {seat.name}", "" if in_service else f"out of service: {why[:300]}")
     ctx.bells.queue.ring()
 
 
 async def _work(ctx: Context, seat: Seat, judge: Judge) -> None:
-    """Until we stop. Raises our faults, Reopen, and SlotDown when the control run fails."""
+    """Until we stop, or the next submission needs a judge with other rules. Raises our faults, Reopen, and SlotDown when
+    the control run fails."""
     if seat.failures and await control_run(ctx, seat, judge) is False:
         raise SlotDown("our own baseline fails here")
     while not ctx.stopping.is_set():
-        seat.state, seat.submission_id = SlotState.WARMING, None
-        ctx.show(seat, device=judge.view().device, detail="preparing")
-        await judge.warm()
-        ctx.problem(f"slot {seat.name}")
-        seat.state = SlotState.IDLE
-        ctx.show(seat, device=judge.view().device)
-        ctx.health.progress(f"slot {seat.name}", "idle", deadline=IDLE)
-        ctx.bells.queue.ring()
-        submission_id = await seat.work.receive()
+        submission_id, seat.pending = seat.pending or await _next(ctx, seat, judge), None
         detail = await ctx.store.submission(submission_id)
         if detail is None or detail.submission.status is not Status.QUEUED:
             continue  # withdrawn between the decision and now
-        with logs.bound(submission=submission_id, hotkey=detail.submission.hotkey, block=ctx.block):
-            await _evaluate(ctx, seat, judge, detail.submission)
+        row = detail.submission
+        wanted = ctx.rulebook.at(row.commit_block)
+        if wanted.version != rules_of(ctx, seat).version:
+            log.info("slot %s: submission %s was committed under rules %s; opening a judge for them", seat.name, row.id, wanted.version)
+            seat.pending, seat.rules = row.id, None if wanted is ctx.rulebook.current else wanted
+            return
+        with logs.bound(submission=row.id, hotkey=row.hotkey, block=ctx.block):
+            await _evaluate(ctx, seat, judge, row)
+        if seat.rules is not None and not await _more_under(ctx, seat.rules):
+            seat.rules = None
+            return
+
+
+async def _next(ctx: Context, seat: Seat, judge: Judge) -> str:
+    """Warm up, stand idle, take what the scheduler gives."""
+    seat.state, seat.submission_id = SlotState.WARMING, None
+    ctx.show(seat, device=judge.view().device, detail="preparing")
+    await judge.warm()
+    ctx.problem(f"slot {seat.name}")
+    seat.state = SlotState.IDLE
+    ctx.show(seat, device=judge.view().device)
+    ctx.health.progress(f"slot {seat.name}", "idle", deadline=IDLE)
+    ctx.bells.queue.ring()
+    return await seat.work.receive()
+
+
+async def _more_under(ctx: Context, rules: Rules) -> bool:
+    """Whether more of the queue was committed under these rules, so that the judge need not be opened anew."""
+    return any(ctx.rulebook.version_at(row.commit_block) == rules.version for row in await ctx.store.in_state(Status.QUEUED))
 
 
 # ------------------------------------------------------------------------------------------------ one evaluation
@@ -167,7 +191,7 @@ async def _evaluate(ctx: Context, seat: Seat, judge: Judge, row: Submission) -> 
         try:
             verdict = await judge.evaluate(_job(ctx, seat, row, source, finished, scope))
         except OUR_FAULTS as error:
-            await _our_fault(ctx, seat, judge, row, error)
+            await our_fault(ctx, seat, judge, row, error)
             return
         except trio.Cancelled:
             await _interrupted(ctx, seat, row)
@@ -190,7 +214,8 @@ def _job(ctx: Context, seat: Seat, row: Submission, source: Source, finished: tu
 
 
 def _progress(ctx: Context, seat: Seat, submission_id: str, words: str) -> None:
-    profile = ctx.hparams.profile(ctx.profile_name)
+    rules = rules_of(ctx, seat)
+    profile = rules.hparams.profile(rules.profile)
     ctx.board.progress[submission_id] = words
     seat.submission_id = submission_id
     ctx.show(seat, detail=words)
@@ -230,70 +255,3 @@ async def _judged(ctx: Context, seat: Seat, judge: Judge, row: Submission, sourc
     seat.failures = 0
     log.info("%s: %s", verdict.verdict.value, f"{verdict.score_mfu:.3f} % MFU" if verdict.score_mfu is not None else verdict.message)
     ctx.bells.head.ring()  # the weight setter may have a new leader to think about
-
-
-# ------------------------------------------------------------------------------------------------ faults of ours
-
-
-def code_of(error: CrusadesError) -> int:
-    """The row of the fault table for a fault of ours."""
-    names = {SandboxFault: "sandbox", RefereeFault: "referee", DeviceFault: "device"}
-    return fault(next(name for kind, name in names.items() if isinstance(error, kind))).code
-
-
-async def _our_fault(ctx: Context, seat: Seat, judge: Judge, row: Submission, error: CrusadesError) -> None:
-    log.error("fault of ours: %s", error)
-    ctx.board.progress.pop(row.id, None)
-    ctx.metrics.count_fault(code_of(error))
-    control: bool | None = None
-    try:
-        with logs.bound(stage="control"):
-            control = await control_run(ctx, seat, judge)
-    finally:
-        with trio.move_on_after(FLUSH, shield=True):
-            await settle_mishap(ctx, row, Mishap(seat.name, code_of(error), control), str(error))
-    if control is False:
-        raise SlotDown(f"our own baseline fails here after: {error}")
-    if control is None:
-        raise Reopen(str(error))
-
-
-async def control_run(ctx: Context, seat: Seat, judge: Judge) -> bool | None:
-    """Whether our own baseline is accepted on this slot now. None when there is no baseline or no judge to ask."""
-    if ctx.control is None:
-        return None
-    from crusades.bench.evaluate import Job
-
-    seat.submission_id = None
-    ctx.show(seat, detail="control run")
-    ctx.health.progress(f"slot {seat.name}", "control run", deadline=3600.0)
-    try:
-        verdict = await judge.evaluate(Job(submission_id="control", source=ctx.control, commit_block=0, block=ctx.block or 0))
-    except OUR_FAULTS as error:
-        log.warning("the control run could not be made: %s", error)
-        return False
-    log.info("control run: %s", verdict.verdict.value)
-    return verdict.verdict is Outcome.ACCEPTED
-
-
-async def settle_mishap(ctx: Context, row: Submission, mishap: Mishap, message: str) -> None:
-    """Write what becomes of a submission after a fault of ours: again, faulted, or (design.md §2.2) its own failure."""
-    known = ctx.memory.get(row.id, Memory())
-    mishaps = (*known.mishaps, mishap)
-    settings = ctx.hparams.daemon
-    judged = after_mishap(mishaps, max_attempts=settings.max_attempts, retry_delay=settings.retry_delay)
-    if judged.what is After.REJECTED:
-        log.warning("rejected: %s", judged.words)
-        own = Reason(code=fault("broke-device").code, stage=Stage.RUN, message=f"{message} ({judged.words})", hint=fault("broke-device").advice)
-        await ctx.store.finish(row.id, rejected(own, rules_version=ctx.board.rules_version), block=ctx.block)
-        ctx.memory.pop(row.id, None)
-        return
-    reason = Reason(code=mishap.code, stage=Stage.RUN, message=message, hint=FAULTS[mishap.code].advice)
-    # The store counts attempts, so a restart does not grant new ones; this process adds where and when to try again.
-    status = await ctx.store.requeue(row.id, reason, block=ctx.block, max_attempts=settings.max_attempts)
-    if status is not Status.QUEUED:
-        log.warning("%s: %s", status.value if status else "withdrawn", message)
-        ctx.memory.pop(row.id, None)
-        return
-    ctx.memory[row.id] = Memory(mishaps, trio.current_time() + judged.delay, "")
-    ctx.bells.queue.ring()

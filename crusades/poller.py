@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 
+import msgspec
 import trio
 
 from crusades.chain_records import Head
 from crusades.context import Context
 from crusades.errors import ChainError, ConfigError
 from crusades.records import Neuron
+from crusades.rulebook import FACT
 
 log = logging.getLogger("crusades.poller")
 
@@ -32,6 +34,8 @@ async def poll_chain(ctx: Context, *, task_status: trio.TaskStatus[None] = trio.
     await _first_contact(ctx)
     last_neurons = -NEURON_BLOCKS
     async for head in ctx.chain.heads():
+        if ctx.block is None:
+            await _note_rules(ctx, head.best)
         _note_head(ctx, head)
         try:
             if head.best - last_neurons >= NEURON_BLOCKS or ctx.board.uid is None:
@@ -65,6 +69,14 @@ async def _first_contact(ctx: Context) -> None:
         raise ConfigError(f"subnet {ctx.netuid} does not exist on {facts.network}: check --netuid")
     await ctx.store.identify(genesis=facts.genesis, netuid=ctx.netuid)
     ctx.problem("chain")
+
+
+async def _note_rules(ctx: Context, block: int) -> None:
+    """At the first head of this process: are the rules that it was started with new?"""
+    if ctx.rulebook.note(block):
+        await ctx.store.set_fact(FACT, [msgspec.to_builtins(edition) for edition in ctx.rulebook.editions])
+        newest = ctx.rulebook.editions[-1]
+        log.info("rules %s are in force for what is committed from block %s on", newest.version, newest.from_block)
 
 
 def _note_head(ctx: Context, head: Head) -> None:

@@ -12,6 +12,8 @@ from enum import StrEnum
 
 import trio
 
+from crusades.rulebook import Rules
+
 # ------------------------------------------------------------------------------------------------ pure decisions
 
 
@@ -183,6 +185,10 @@ class Seat:
     """Faults in a row; a verdict ends the row."""
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     """Cancelled when the device is lost."""
+    rules: Rules | None = None
+    """What its judge is open with, or is to be opened with; None: the rules of today."""
+    pending: str | None = None
+    """A submission that was handed over and waits for a judge with its own rules."""
     inbox: trio.MemorySendChannel[str] = field(init=False)
     work: trio.MemoryReceiveChannel[str] = field(init=False)
 

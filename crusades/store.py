@@ -15,7 +15,7 @@ What holds:
 Writes (each one transaction; `block` is the head, for the history)
     record_commitments(rows, head=, finalized=) -> Recorded     one read of the chain; see `store_chain`
     transition(id, status, *, block, reason=None, note="") -> bool
-    save_source(id, source) -> bool                             before the transition to FETCHED
+    save_source(id, source, *, rules_version="") -> bool        before the transition to FETCHED
     same_program(id, sha256, fingerprint) -> list[Submission]   notes the fingerprint; others with the same file or fingerprint
     begin_attempt(id, *, slot="", block=None) -> tuple[Run, ...] | None     QUEUED → RUNNING; the runs that are kept
     add_run(id, run) -> bool
@@ -229,9 +229,9 @@ class Store:
         """One legal step. A submission that ends without having been run gives its fee receipt back."""
         return bool(await self._write_live(partial(writes.transition, id_=id_, status=status, block=block, reason=reason, note=note)))
 
-    async def save_source(self, id_: str, source: Source) -> bool:
-        """Keep the fetched file. A file is stored once however many submissions name it."""
-        return bool(await self._write_live(partial(writes.save_source, id_=id_, source=source)))
+    async def save_source(self, id_: str, source: Source, *, rules_version: str = "") -> bool:
+        """Keep the fetched file, and by which rules it will be judged. A file is stored once however many submissions name it."""
+        return bool(await self._write_live(partial(writes.save_source, id_=id_, source=source, rules_version=rules_version)))
 
     async def same_program(self, id_: str, sha256: str, fingerprint: str) -> list[Submission]:
         """Note a submission's fingerprint; every other submission whose file was fetched and is the same file, or has

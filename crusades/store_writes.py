@@ -31,12 +31,12 @@ async def transition(tx: Tx, *, id_: str, status: Status, block: int | None, rea
     return True
 
 
-async def save_source(tx: Tx, *, id_: str, source: Source) -> bool:
-    """The file once, and that this submission names it."""
+async def save_source(tx: Tx, *, id_: str, source: Source, rules_version: str) -> bool:
+    """The file once, that this submission names it, and the rules in force at its commit."""
     await tx.live(id_)
     await tx.all("INSERT OR IGNORE INTO files VALUES (?, ?)", source.sha256, zlib.compress(source.content, 6))
     await tx.all("INSERT OR REPLACE INTO sources VALUES (?, ?, ?, ?)", id_, source.sha256, source.url, source.fetched_at)
-    await tx.update(id_, sha256=source.sha256)
+    await tx.update(id_, sha256=source.sha256, rules_version=rules_version)
     return True
 
 
@@ -80,7 +80,7 @@ async def finish(tx: Tx, *, id_: str, verdict: Verdict, block: int | None) -> bo
     if row.status != Status.RUNNING:
         raise StoreError(f"submission {id_} is {row.status}; only one that is running can get a verdict")
     await tx.move(row, Status.SCORED if accepted else Status.REJECTED, block=block, reason=verdict.reason,
-                  columns={"score_mfu": verdict.score_mfu if accepted else None, "rules_version": verdict.rules_version, "device": verdict.device})
+                  columns={"score_mfu": verdict.score_mfu if accepted else None, "rules_version": verdict.rules_version or row.rules_version, "device": verdict.device})
     await tx.all("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?)", id_, tx.at, pack(verdict))
     if verdict.runs:  # the verdict carries them from here on
         await tx.all("DELETE FROM runs WHERE submission = ? AND evaluation = ?", id_, row.evaluation)

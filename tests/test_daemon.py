@@ -16,7 +16,7 @@ from fakes import FakeJudge, make_commitment, make_source
 
 from crusades import hparams
 from crusades.daemon import Reins, listen_to_signals, reload_settings
-from crusades.errors import ChainError, FetchFault, MustNotRestart, RefereeFault, StoreError
+from crusades.errors import ChainError, ConfigError, FetchFault, MustNotRestart, RefereeFault, StoreError
 from crusades.intake import FIRST_RETRY
 from crusades.nvml import Device
 from crusades.records import Finding, Reason, Stage, Status
@@ -50,6 +50,61 @@ async def test_one_submissions_whole_life(house, autojump_clock):
     assert house.chain.weights == {2: 65535}
     assert weights.equal is True
     assert weights.on_chain == {2: 1.0}
+
+
+async def test_each_is_judged_by_the_rules_of_its_commit_block(house, autojump_clock):
+    """New rules while two submissions wait: those get a judge with the old ones, in one go; the next gets the new."""
+    def noting(judge, opened):
+        open_slot = judge.opener()
+
+        def opener(config):
+            opened.append(config.hparams.rules_version(config.profile_name))
+            return open_slot(config)
+
+        return opener
+
+    waiting = [commit(house, f"# mfu {40 + n}", hotkey=f"5Miner{n}", uid=n, block=10 + n) for n in (2, 3)]
+    house.judge.seconds = 50.0
+    async with house.running():
+        await house.until(waiting[1], Status.QUEUED)
+    old = house.context.board.rules_version
+    tiny = house.settings.profiles["tiny"]
+    house.settings = msgspec.structs.replace(house.settings, profiles={**house.settings.profiles, "tiny": msgspec.structs.replace(tiny, runs=tiny.runs + 1)})
+    house.judge, opened = FakeJudge(), []
+    house.parts["open_slot"] = noting(house.judge, opened)
+    async with house.running():
+        new = house.context.board.rules_version
+        await house.until(waiting[1])
+        later = commit(house, "# mfu 45", hotkey="5Miner4", uid=4, block=house.chain.block + 1)
+        await house.until(later)
+        versions = [(await house.context.store.submission(id_)).submission.rules_version for id_ in (*waiting, later)]
+    assert old != new
+    assert versions == [old, old, new]
+    assert opened == [new, old, new]
+
+
+async def test_rules_that_no_judge_opens_for_give_way_and_condemn_no_slot(house, autojump_clock):
+    id_ = commit(house, "# mfu 41")
+    house.judge.seconds = 50.0
+    async with house.running():
+        await house.until(id_, Status.QUEUED, Status.RUNNING)
+    old = house.context.board.rules_version
+    tiny = house.settings.profiles["tiny"]
+    house.settings = msgspec.structs.replace(house.settings, profiles={**house.settings.profiles, "tiny": msgspec.structs.replace(tiny, runs=tiny.runs + 1)})
+    house.judge = FakeJudge()
+    open_slot = house.judge.opener()
+
+    def opener(config):
+        if config.hparams.rules_version(config.profile_name) == old:
+            raise ConfigError("its model is not on this machine any more")
+        return open_slot(config)
+
+    house.parts["open_slot"] = opener
+    async with house.running():
+        detail = await house.until(id_)
+        assert house.context.seats["cpu"].failures == 0
+    assert detail.submission.status is Status.SCORED
+    assert detail.submission.attempts == 2
 
 
 # ------------------------------------------------------------------------------------------------ the chain

@@ -9,16 +9,16 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "crusades"
 
-DAEMON = ("daemon", "context", "devices", "housekeeping", "intake", "judging", "poller", "watch", "weights")
+DAEMON = ("daemon", "context", "devices", "housekeeping", "intake", "judging", "mishaps", "poller", "watch", "weights")
 """The daemon's task tree and its tasks: one component in several files."""
 
 LAYERS = (
     ("vocabulary", ["errors", "records", "faults", "hparams", "board"]),
-    ("pure", ["rules", "rules_*", "scoring", "scoring_*", "payload", "fees", "addresses", "report", "slots", "chain_rows", "chain_records", "chain_weights",
+    ("pure", ["rules", "rules_*", "scoring", "scoring_*", "rulebook", "payload", "fees", "addresses", "report", "slots", "chain_rows", "chain_records", "chain_weights",
               "chain_needs", "copies", "bench.mfu", "bench.protocol", "sandbox.policy", "sandbox.seccomp"]),
     ("inputs and outputs", ["asyncio_bridge", "store", "store_*", "migrations", "chain", "chain_*", "fetch", "nvml", "logs", "watchdog", "sandbox",
                             "sandbox.*", "devnet", "devnet.*"]),
-    ("work", ["submission", "metrics", "alerts", "bench", "bench.*"]),
+    ("work", ["submission", "submission_*", "metrics", "alerts", "bench", "bench.*"]),
     ("viewers", ["web", "web_*", "tui", "tui.*"]),
     ("daemon", list(DAEMON)),
     ("entry", ["check", "cli", "cli_*", "status", "validator", "demo", "demo_*", "install"]),
