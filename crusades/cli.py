@@ -17,13 +17,14 @@ import msgspec
 
 from crusades.cli_flags import parser
 from crusades.errors import ConfigError, CrusadesError, DeviceFault, RefereeFault, SandboxFault, UsageError
+from crusades.places import shipped
 
 if TYPE_CHECKING:
     from crusades.hparams import HParams
     from crusades.records import Verdict
 
 Arguments = argparse.Namespace
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+EXAMPLES = shipped("examples").resolve()
 
 # ------------------------------------------------------------------------------------------------ helpers
 

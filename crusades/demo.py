@@ -28,10 +28,11 @@ from crusades import demo_parts as parts
 from crusades import hparams as settings
 from crusades.demo_parts import Example, ValidatorProcess
 from crusades.errors import ConfigError, CrusadesError
+from crusades.places import shipped
 from crusades.records import Outcome, Overview, Page, Standing, Submission, WeightsView
 from crusades.report import leaderboard_text
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+EXAMPLES = shipped("examples").resolve()
 WALLET, VALIDATOR = "demo", "validator"
 NETUID = 1
 READY_PATIENCE = 180.0

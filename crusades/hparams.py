@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from crusades.errors import ConfigError
+from crusades.places import shipped
 
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Positive = Annotated[float, Meta(gt=0.0)]
@@ -264,9 +265,9 @@ class HParams(Section, frozen=True, kw_only=True):
 
 
 def default_path() -> Path:
-    """`hparams.toml` of the working directory if there is one, else the one in the checkout beside the package."""
+    """`hparams.toml` of the working directory if there is one, else the one that ships with the package."""
     here = Path("hparams.toml")
-    return here if here.is_file() else Path(__file__).parent.parent / "hparams.toml"
+    return here if here.is_file() else shipped("hparams.toml")
 
 
 def load(path: Path | None = None) -> HParams:

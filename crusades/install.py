@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crusades.errors import ConfigError
+from crusades.places import shipped
 
 UNIT = "crusades-validator.service"
 USER = "crusades"
@@ -41,18 +42,18 @@ class Step:
 
 
 def template() -> str:
-    """The unit as shipped, with its @words@. ConfigError where the project was installed without `deploy/`."""
-    path = Path(__file__).parent.parent / "deploy" / UNIT
+    """The unit as shipped, with its @words@. ConfigError where it is missing."""
+    path = shipped("deploy") / UNIT
     try:
         return path.read_text()
     except OSError as error:
-        raise ConfigError(f"the unit's template is not here ({path}): install from a checkout of the project") from error
+        raise ConfigError(f"the unit's template is not here ({path}): install the project anew") from error
 
 
 def render(python: str, *, user: str = USER, config: Path = CONFIG, groups: str = "", docs: Path | None = None) -> str:
     """The unit for this machine. ConfigError when a word is left over or a path holds what systemd would split or expand."""
     words = {"PYTHON": python, "USER": user, "CONFIG": str(config), "HOTKEY": str(config / "hotkey"), "WALLETS": RUNTIME_WALLETS, "GROUPS": groups,
-             "DOCS": str(docs or Path(__file__).parent.parent / "docs" / "operating.md")}
+             "DOCS": str(docs or shipped("docs") / "operating.md")}
     for name, value in words.items():
         if not re.fullmatch(r"[\w./ +:-]*", value) or (name != "GROUPS" and " " in value):
             raise ConfigError(f"systemd would misread the path {value!r}: install the project in a folder without special characters")

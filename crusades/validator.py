@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from crusades import __version__, hparams, logs
 from crusades.errors import ConfigError, CrusadesError, MustNotRestart, StateLocked
+from crusades.places import shipped
 
 if TYPE_CHECKING:
     from crusades.daemon import DaemonConfig
@@ -138,17 +139,17 @@ def _ask(prompt: str) -> str:
 
 
 def _baseline() -> Any:
-    """Our own submission, for control runs; None where the package was installed without the examples."""
+    """Our own submission, for control runs. Without it nothing could tell a broken slot from a hostile file."""
     import hashlib
     import time
 
     from crusades.records import Source
 
-    path = Path(__file__).parent.parent / "examples" / "baseline.py"
+    path = shipped("examples") / "baseline.py"
     try:
         content = path.read_bytes()
-    except OSError:
-        return None
+    except OSError as error:
+        raise ConfigError(f"the baseline for control runs cannot be read ({error}): install the project anew") from error
     return Source(sha256=hashlib.sha256(content).hexdigest(), content=content, url=path.resolve().as_uri(), fetched_at=time.time())
 
 

@@ -1,4 +1,5 @@
-"""A real daemon process on a dev chain, with a real store, real downloads and a stand-in for the judge, to be killed at will.
+"""A real daemon process on a dev chain, with a real store and real downloads, to be killed at will; the judge is a stand-in
+or the real one (referee and sandboxes on the `tiny` profile, with fewer runs).
 
 The parent runs the chain, the hosts of files and the miners; the child (`python tests/kill_lab.py ORDERS`) is
 `crusades.daemon.run` as the validator runs it, but for the judge. `invariants` is what must hold whenever it is dead.
@@ -14,9 +15,10 @@ import sqlite3
 import subprocess
 import sys
 import zlib
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import trio
@@ -24,6 +26,8 @@ import trio
 ROOT = Path(__file__).parent.parent
 NETUID = 1
 RUNS = 3
+SOME = "some score"
+"""What an honest file gets from the real judge, which measures."""
 
 
 # ------------------------------------------------------------------------------------------------ the child
@@ -38,12 +42,11 @@ class Orders(msgspec.Struct, frozen=True):
     journal: str
     """The judge notes every evaluation that it begins here, so that the parent sees what the database may not."""
     run_seconds: float = 0.2
+    real_judge: bool = False
 
 
 def child(text):
-    """The daemon, with a judge that sleeps."""
-    from fakes import FakeJudge
-
+    """The daemon, with a judge that sleeps, or the real one."""
     from crusades import hparams, logs
     from crusades.chain import open_wallet
     from crusades.daemon import DaemonConfig, Parts, run
@@ -55,16 +58,33 @@ def child(text):
     settings = replace(settings, chain=replace(settings.chain, poll_interval=0.2, block_time=0.25, weights_interval=5, redial_first=0.1),
                        web=replace(settings.web, listen="127.0.0.1:0"))  # fmt: skip
 
-    class Noting(FakeJudge):
-        async def evaluate(self, job):
-            note(orders.journal, [os.getpid(), job.submission_id, len(job.finished_runs)])
-            return await super().evaluate(job)
-
-    judge = Noting(runs=RUNS, seconds=orders.run_seconds)
+    tiny = replace(settings.profiles["tiny"], runs=RUNS, exam_pool=RUNS + 1)
+    settings = replace(settings, profiles={**settings.profiles, "tiny": tiny})
     wallet = open_wallet("validator", "default", orders.wallets)
     config = DaemonConfig(hparams=settings, network=orders.network, netuid=NETUID, state_dir=Path(orders.state_dir), wallet=wallet,
-                          parts=Parts(open_slot=judge.opener()))
+                          parts=Parts(open_slot=noting(orders)))
     trio.run(run, config)
+
+
+def noting(orders):
+    """The judge, whose every beginning is noted before it begins."""
+    from fakes import FakeJudge
+
+    from crusades.bench.evaluate import open_slot
+
+    open_judge = open_slot if orders.real_judge else FakeJudge(runs=RUNS, seconds=orders.run_seconds).opener()
+
+    @asynccontextmanager
+    async def opened(config):
+        async with open_judge(config) as judge:
+
+            async def evaluate(job):
+                note(orders.journal, [os.getpid(), job.submission_id, len(job.finished_runs)])
+                return await judge.evaluate(job)
+
+            yield SimpleNamespace(view=judge.view, warm=judge.warm, evaluate=evaluate)
+
+    return opened
 
 
 def note(path, what):
@@ -86,7 +106,7 @@ class Lab:
     files: dict
     address: str
     expected: dict = field(default_factory=dict)
-    """submission id → the score that it must get; None for one that must be rejected."""
+    """submission id → the score that it must get (or SOME); None for one that must be rejected."""
     judged: dict = field(default_factory=dict)
     """submission id → (status, score, time of verdict) once final: must never change again."""
     kills: int = 0
@@ -97,6 +117,9 @@ class Lab:
     environment: dict = field(default_factory=dict)
     log_from: int = 0
     """Where the log of the child of the moment begins."""
+    real_judge: bool = False
+    kept: dict = field(default_factory=dict)
+    """submission id → scored runs in the store at the last kill, where it was being evaluated: exactly these go on."""
 
     @property
     def state_dir(self):
@@ -104,6 +127,13 @@ class Lab:
 
     async def submit(self, number):
         """One miner of two hundred commits one file; every fifth file breaks a rule of the judge."""
+        score = None if number % 5 == 4 else 30.0 + number / 10
+        order = "# reject" if score is None else f"# mfu {score}"
+        body = f"{order}\ndef inner_steps(model, data_iterator, optimizer, num_steps, device):\n    return {number}\n"
+        await self.submit_file(number, body.encode(), score)
+
+    async def submit_file(self, number, body, score):
+        """A miner commits a file and serves it."""
         from crusades.chain import create_wallet
         from crusades.payload import format_payload
         from crusades.records import Commitment, Payload
@@ -112,9 +142,6 @@ class Lab:
         hotkey = wallet.hotkey.ss58_address
         if self.net.uid(NETUID, hotkey) is None:
             self.net.register(NETUID, hotkey, wallet.coldkeypub.ss58_address)
-        score = None if number % 5 == 4 else 30.0 + number / 10
-        order = "# reject" if score is None else f"# mfu {score}"
-        body = f"{order}\ndef inner_steps(model, data_iterator, optimizer, num_steps, device):\n    return {number}\n".encode()
         name = f"{number}.py"
         self.files[name] = body
         payload = format_payload(Payload(sha256=hashlib.sha256(body).hexdigest(), url=f"{self.address}/{name}"))
@@ -127,7 +154,8 @@ class Lab:
         """A child process; killed with SIGKILL at the end of the block if it still runs."""
         log_file = self.folder / "daemon.log"
         self.log_from = log_file.stat().st_size if log_file.exists() else 0
-        orders = Orders(network=self.net.url, state_dir=str(self.state_dir), wallets=str(self.folder / "wallets"), journal=str(self.folder / "journal"))
+        orders = Orders(network=self.net.url, state_dir=str(self.state_dir), wallets=str(self.folder / "wallets"), journal=str(self.folder / "journal"),
+                        real_judge=self.real_judge)
         with open(log_file, "ab") as log:  # one file for all children of a story
             process = subprocess.Popen([sys.executable, __file__, msgspec.json.encode(orders).decode()], stdout=log, stderr=log, cwd=ROOT,
                                        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", **self.environment})
@@ -138,6 +166,30 @@ class Lab:
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)
             process.wait()
+
+    async def kill(self, process, patience=10.0):
+        """SIGKILL, and wait until everything that the daemon had started is gone: referee, sandboxes, what runs in them."""
+        family = descendants(process.pid)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        with trio.move_on_after(patience):
+            while any(map(alive, family)):  # noqa: ASYNC110 - processes of others: there is nothing to be woken by
+                await trio.sleep(0.05)
+        left = [pid for pid in family if alive(pid)]
+        assert not left, f"outlived their daemon: {left}"
+
+    def begun(self, since=0):
+        """[process, submission, runs handed in] of every evaluation that a judge began, after the first `since`."""
+        path = self.folder / "journal"
+        return [json.loads(line) for line in path.read_text().splitlines()[since:]] if path.exists() else []
+
+    def note_kept(self):
+        """After a kill: what the next process must go on with."""
+        rows = self.rows("SELECT runs.submission, run FROM runs JOIN submissions ON id = runs.submission WHERE runs.evaluation = submissions.evaluation "
+                         "AND status IN ('running', 'queued')")
+        self.kept = dict.fromkeys((id_ for (id_,) in self.rows("SELECT id FROM submissions WHERE status = 'running'")), 0)
+        for id_, blob in rows:
+            self.kept[id_] = self.kept.get(id_, 0) + decode_run(blob).scored
 
     def rows(self, query, *args):
         """Straight from the file: no code of the store decides what we see. Empty before there is a database."""
@@ -202,32 +254,36 @@ def invariants(lab):
             now = (status, score, updated)
             if lab.judged.setdefault(id_, now) != now:
                 yield f"{id_} was judged {lab.judged[id_]} and is now {now}"
-            if id_ in lab.expected and score != lab.expected[id_]:
-                yield f"{id_} scored {score} and not {lab.expected[id_]}"
+            wanted = lab.expected.get(id_, score)
+            if (score is None or score <= 0) if wanted is SOME else score != wanted:
+                yield f"{id_} scored {score} and not {wanted}"
     yield from _runs(lab)
     yield from _events(lab)
 
 
-def _runs(lab):
+def decode_run(blob):
     from crusades.records import Run
 
-    decode = msgspec.msgpack.Decoder(Run).decode
+    return msgspec.msgpack.decode(zlib.decompress(blob), type=Run)
+
+
+def _runs(lab):
     seen = {}
     for id_, evaluation, blob in lab.rows("SELECT submission, evaluation, run FROM runs ORDER BY n"):
-        run = decode(zlib.decompress(blob))
+        run = decode_run(blob)
         if run.scored:
             seen.setdefault((id_, evaluation), []).append(run.index)
     for (id_, evaluation), numbers in seen.items():
         if numbers != list(range(1, len(numbers) + 1)):
             yield f"evaluation {evaluation} of {id_} has runs {numbers}"
-    judged = set()
-    path = lab.folder / "journal"
-    for line in path.read_text().splitlines() if path.exists() else ():
-        pid, id_, _ = json.loads(line)
-        judged.add((pid, id_))
+    begun = lab.begun()
+    judged = {(pid, id_) for pid, id_, _ in begun}
     for id_, pids in lab.final_before.items():
         if again := [pid for pid, other in judged if other == id_ and pid not in pids]:
             yield f"{id_} had its verdict and was evaluated again by {again}"
+    for pid, id_, kept in begun:
+        if lab.started and pid == lab.started[-1] and id_ in lab.kept and kept != lab.kept[id_]:
+            yield f"{id_} had {lab.kept[id_]} finished runs, and {kept} were handed to the judge"
 
 
 def _events(lab):
@@ -237,7 +293,7 @@ def _events(lab):
 
 
 @asynccontextmanager
-async def open_lab(folder, *, block_time=0.25):
+async def open_lab(folder, *, block_time=0.25, real_judge=False):
     """A dev chain, a host of files, a validator's wallet with a permit."""
     from crusades import chain as chains
     from crusades import hparams
@@ -254,7 +310,29 @@ async def open_lab(folder, *, block_time=0.25):
         net.register(NETUID, validator.hotkey.ss58_address, validator.coldkeypub.ss58_address, permit=True)
         with file_host(files) as address:
             async with chains.open_chain(settings, net.url, NETUID, bridge) as chain:
-                yield Lab(net, chain, folder, files, address, validator=validator.hotkey.ss58_address)
+                yield Lab(net, chain, folder, files, address, validator=validator.hotkey.ss58_address, real_judge=real_judge)
+
+
+def descendants(pid):
+    """Every process that descends from one, as /proc tells it now."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with suppress(OSError):  # it ended while we looked
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    found, fresh = set(), {pid}
+    while fresh:
+        fresh = {child for child, parent in parents.items() if parent in fresh} - found
+        found |= fresh
+    return found
+
+
+def alive(pid):
+    """Whether a process runs; one that is dead and not yet reaped does not."""
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
 
 
 async def ended(process, patience=40.0):
@@ -283,11 +361,44 @@ async def kill_story(lab, *, kills, submissions, seed, life=(0.0, 3.0), say=lamb
                 await lab.until_up(process)
             await trio.sleep(dice.uniform(*life))
             assert process.poll() is None, f"the daemon ended by itself with {process.returncode}; see {lab.folder / 'daemon.log'}"
-        lab.kills += 1
-        lab.check()
-        for (id_,) in lab.rows("SELECT id FROM submissions WHERE status IN ('scored', 'rejected')"):
-            lab.final_before.setdefault(id_, frozenset(lab.started))
+            await lab.kill(process)
+        note_kill(lab)
         say(f"kill {kill + 1}: {dict(lab.rows('SELECT status, count(*) FROM submissions GROUP BY status'))}")
+    await finish_story(lab)
+
+
+async def real_story(lab, *, kills, seed, say=lambda words: None):
+    """The same with the real judge: one honest file and one cheat, and every kill falls into an evaluation."""
+    dice = random.Random(seed)
+    await lab.submit_file(0, (ROOT / "examples" / "baseline.py").read_bytes(), SOME)
+    await lab.submit_file(1, (ROOT / "examples" / "cheats" / "half_batch.py").read_bytes(), None)
+    for kill in range(kills):
+        with lab.daemon() as process:
+            runs = len(lab.rows("SELECT 1 FROM runs"))
+            with trio.fail_after(180.0):
+                while not lab.rows("SELECT 1 FROM submissions WHERE status = 'running'"):  # the database is another process's
+                    assert process.poll() is None, f"the daemon ended by itself with {process.returncode}; see {lab.folder / 'daemon.log'}"
+                    await trio.sleep(0.05)
+                while kill and len(lab.rows("SELECT 1 FROM runs")) < runs + kill and lab.rows("SELECT 1 FROM submissions WHERE status = 'running'"):  # noqa: ASYNC110
+                    await trio.sleep(0.05)
+            await trio.sleep(dice.uniform(0.0, 1.0))
+            await lab.kill(process)
+        note_kill(lab)
+        say(f"kill {kill + 1}: {dict(lab.rows('SELECT status, count(*) FROM submissions GROUP BY status'))}, runs kept {lab.kept}")
+    await finish_story(lab)
+
+
+def note_kill(lab):
+    """What holds now that it is dead, and what the next one must go on with."""
+    lab.kills += 1
+    lab.check()
+    lab.note_kept()
+    for (id_,) in lab.rows("SELECT id FROM submissions WHERE status IN ('scored', 'rejected')"):
+        lab.final_before.setdefault(id_, frozenset(lab.started))
+
+
+async def finish_story(lab):
+    """One that is not killed judges everything, sets the weights and stops in order."""
     with lab.daemon() as process:
         await lab.until_up(process)
         await lab.until_judged()

@@ -1,11 +1,11 @@
-"""The daemon as a process of its own, on a dev chain, with the real store and real downloads; only the judge is a stand-in."""
+"""The daemon as a process of its own, on a dev chain, with the real store and real downloads; the judge is a stand-in but for one story."""
 
 import signal
 import socket
 
 import pytest
 import trio
-from kill_lab import ended, kill_story, open_lab
+from kill_lab import ended, kill_story, open_lab, real_story
 
 
 @pytest.fixture
@@ -53,3 +53,11 @@ async def test_twenty_kills_lose_nothing_and_judge_nothing_twice(tmp_path):
     async with open_lab(tmp_path) as lab:
         await kill_story(lab, kills=20, submissions=12, seed=1)
         assert lab.kills == 20
+
+
+@pytest.mark.kernel
+@pytest.mark.slow
+async def test_three_kills_amid_real_evaluations_keep_runs_and_leave_no_process(tmp_path):
+    async with open_lab(tmp_path, real_judge=True) as lab:
+        await real_story(lab, kills=3, seed=1)
+        assert lab.kills == 3
