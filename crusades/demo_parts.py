@@ -99,8 +99,14 @@ def file_host(files: Mapping[str, bytes]) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             return
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    class Host(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, *_: object) -> None:
+            if not isinstance(sys.exception(), ConnectionError):  # a reader who left is no news
+                super().handle_error(*_)
+
+    server = Host(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="file-host", daemon=True)
     thread.start()
     try:

@@ -3,6 +3,7 @@
 import array
 import mmap
 import os
+import select
 import signal
 import socket
 import sys
@@ -13,6 +14,7 @@ from msgspec.structs import replace
 from sandbox_kit import CGROUPS, MIB, SMALL, family, needs_sandbox, policy, run, start
 
 from crusades.errors import SandboxFault
+from crusades.sandbox import launch
 from crusades.sandbox.launch import spawn
 from crusades.sandbox.policy import Mount
 
@@ -146,6 +148,20 @@ async def test_a_program_that_does_not_exist_is_our_fault():
         box = spawn(policy(), ["/no/such/program"], channel=theirs)
         with pytest.raises(SandboxFault, match="/no/such/program"):
             await box.wait()
+
+
+async def test_a_program_that_ended_before_we_looked_has_its_exit_code(monkeypatch):
+    at_once = launch._first_line
+
+    def late(descriptor):
+        poller = select.poll()
+        poller.register(descriptor, 0)  # the hang-up alone: every end of it inside is closed
+        assert poller.poll(30_000)
+        return at_once(descriptor)
+
+    monkeypatch.setattr(launch, "_first_line", late)
+    ran = await run("say('done'); raise SystemExit(7)")
+    assert (ran.status.code, ran.said) == (7, "done")
 
 
 async def test_a_missing_bubblewrap_names_the_command_that_installs_it():

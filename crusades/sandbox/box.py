@@ -51,7 +51,7 @@ class Box:
 
     def __init__(
         self, process: subprocess.Popen[bytes], init: int, pid: int, output: int, status: int, group: Group | None, limits: Limits,
-        enforced: dict[str, str],
+        enforced: dict[str, str], *, reported: bytes = b"",
     ) -> None:  # fmt: skip
         self.pid = pid
         """Host pid of the namespace's init."""
@@ -59,6 +59,8 @@ class Box:
         """What is bounded by what."""
         self._process, self._init, self._output, self._status = process, init, output, status
         self._group, self._sizes = group, limits
+        self._reported = reported
+        """What bubblewrap had reported beside the pid when we met."""
         self._tail = Tail(limits.output_bytes)
         self._killed = False
         self._oom_kills = 0
@@ -158,7 +160,7 @@ class Box:
             return SandboxFault(f"a process of sandbox {self.pid} does not die: look at `ps -o pid,stat,wchan,cmd` and the driver's log")
         self._process.wait()
         oom = bool(self._oom_kills)
-        code = _exit_code(read_now(self._status))
+        code = _exit_code(self._reported + read_now(self._status))
         if code is None and not self._killed and not oom:
             said = self._tail.text().strip()
             return SandboxFault(f"the sandbox could not be built: {said or f'bubblewrap ended with {self._process.returncode}'}")

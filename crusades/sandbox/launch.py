@@ -209,11 +209,11 @@ def _discard(group: cgroups.Group | None) -> None:
 
 def _meet(process: subprocess.Popen[bytes], output: int, status: int, group: cgroups.Group | None, limits: Limits, enforced: dict[str, str]) -> Box:
     """Wait until bubblewrap has named the namespace's init, and hold that by a pidfd: from here on nothing can get lost."""
-    first = _first_line(status)
+    first, rest = _first_line(status)
     try:
         pid = int(json.loads(first)["child-pid"])
-        init = os.pidfd_open(pid)
-    except (ValueError, KeyError, ProcessLookupError):
+        init = _hold(pid, process)
+    except (ValueError, KeyError):
         process.kill()
         process.wait()
         said = read_now(output).decode("utf-8", "replace").strip()
@@ -221,11 +221,20 @@ def _meet(process: subprocess.Popen[bytes], output: int, status: int, group: cgr
         os.close(status)
         _discard(group)
         raise SandboxFault(f"the sandbox did not start: {said or 'bubblewrap said nothing'}; `crusades doctor` names what is missing") from None
-    return Box(process, init, pid, output, status, group, limits, enforced)
+    return Box(process, init, pid, output, status, group, limits, enforced, reported=rest)
 
 
-def _first_line(descriptor: int) -> bytes:
-    """bubblewrap's first report, or what came of it until the end or the deadline. A full line of it is far below a pipe's atomic size."""
+def _hold(init: int, process: subprocess.Popen[bytes]) -> int:
+    """A pidfd of the namespace's init. When all is over already, of bubblewrap itself, whom nobody but us can reap: it tells the same end."""
+    try:
+        return os.pidfd_open(init)
+    except ProcessLookupError:
+        return os.pidfd_open(process.pid)
+
+
+def _first_line(descriptor: int) -> tuple[bytes, bytes]:
+    """bubblewrap's first report, or what came of it until the end or the deadline, and what came after it: a program may have
+    ended before we looked. A full line is far below a pipe's atomic size."""
     poller = select.poll()
     poller.register(descriptor, select.POLLIN)
     end = time.monotonic() + START_PATIENCE
@@ -236,4 +245,5 @@ def _first_line(descriptor: int) -> bytes:
             if not chunk:
                 break
             got += chunk
-    return got.partition(b"\n")[0]
+    first, _, rest = got.partition(b"\n")
+    return first, rest
