@@ -5,6 +5,9 @@ Exit codes: 0 clean, 1 findings, 2 a file that cannot be read. `-` reads standar
 
 from __future__ import annotations
 
+import io
+import os
+import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +15,7 @@ from typing import Any
 
 from crusades.errors import UsageError
 from crusades.records import Finding, to_builtins, to_json
-from crusades.rules import scan
+from crusades.rules_apart import check_forked
 from crusades.rules_source import MAX_BYTES, Unreadable, decode, split_lines
 
 READ_CAP = 16 << 20
@@ -27,7 +30,9 @@ def run(paths: Sequence[str], json: bool = False, *, max_bytes: int = MAX_BYTES)
     if not paths:
         raise UsageError("name a file: crusades check train.py")
     sources = [(path, _read(path)) for path in paths]
-    results = [(path, source, scan(source, filename=path, max_bytes=max_bytes)) for path, source in sources]
+    results = [(path, source, check_forked(source, max_bytes=max_bytes).findings) for path, source in sources]
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot show a character gets its escape
+        sys.stdout.reconfigure(errors="backslashreplace")
     if json:
         documents = [document(path, findings) for path, _, findings in results]
         sys.stdout.write(to_json(documents[0] if len(documents) == 1 else {"files": documents}, indent=2).decode() + "\n")
@@ -39,20 +44,20 @@ def run(paths: Sequence[str], json: bool = False, *, max_bytes: int = MAX_BYTES)
 
 def document(path: str, findings: Sequence[Finding]) -> dict[str, Any]:
     """The `--json` twin of one file's findings."""
-    return {"file": path, "clean": not findings, "findings": to_builtins(list(findings))}
+    return {"file": shown_path(path), "clean": not findings, "findings": to_builtins(list(findings))}
 
 
 def findings_text(path: str, source: bytes, findings: Sequence[Finding]) -> str:
     """`file:line:column: RULE message`, the line with a caret, why, and what to do instead."""
     if not findings:
-        return f"{path}: clean"
+        return f"{shown_path(path)}: clean"
     lines = _lines(source)
     blocks = [_block(path, finding, lines) for finding in findings]
-    return "\n".join([*blocks, f"{path}: {len(findings)} finding{'s' if len(findings) > 1 else ''}"])
+    return "\n".join([*blocks, f"{shown_path(path)}: {len(findings)} finding{'s' if len(findings) > 1 else ''}"])
 
 
 def _block(path: str, finding: Finding, lines: list[str]) -> str:
-    rows = [f"{path}:{finding.line}:{finding.column}: {finding.rule} {visible(finding.message)}"]
+    rows = [f"{shown_path(path)}:{finding.line}:{finding.column}: {finding.rule} {visible(finding.message)}"]
     text = lines[finding.line - 1] if finding.line <= len(lines) else ""
     start = max(0, finding.column - 1 - SNIPPET // 2)
     shown = text[start : start + SNIPPET]
@@ -76,11 +81,27 @@ def _lines(source: bytes) -> list[str]:
         return []
 
 
+def shown_path(path: str) -> str:
+    """A file's name for people: whatever bytes it is made of."""
+    return visible(os.fsencode(path).decode("utf-8", "backslashreplace"))
+
+
 def _read(path: str) -> bytes:
     try:
         if path == "-":
+            if sys.stdin is None:
+                raise UsageError("cannot read '-': standard input is closed")
             return sys.stdin.buffer.read(READ_CAP)
+        _refuse_special(path)
         with Path(path).open("rb") as file:
             return file.read(READ_CAP)
     except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read {path!r}: {getattr(error, 'strerror', None) or error}") from error
+        raise UsageError(f"cannot read {shown_path(path)}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _refuse_special(path: str) -> None:
+    """Reading a pipe or a terminal may wait for ever. What the shell itself hands over (`<(…)`, /dev/stdin) is meant."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or path.startswith(("/dev/fd/", "/proc/self/fd/")) or path == "/dev/stdin":
+        return
+    raise UsageError(f"cannot read {shown_path(path)}: not a regular file; to check what a program prints, pipe it into `crusades check -`")

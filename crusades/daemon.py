@@ -237,7 +237,7 @@ def make_context(config: DaemonConfig, store: Any, chain: Any, *, is_dev: bool) 
 def _load_early() -> None:
     """What takes its time at the first use, before anybody measures the event loop: imports and the certificates of TLS."""
     import crusades.bench.evaluate
-    import crusades.rules
+    import crusades.rules_apart
     import crusades.scoring
     import crusades.web  # noqa: F401
     from crusades.fetch import tls_context
@@ -258,12 +258,13 @@ def _fetch(parts: Parts) -> Fetch:
 
 
 def _scan(content: bytes) -> list[Finding]:
-    from crusades.rules import scan
+    """In a process of its own: the text is hostile. Its size was judged when it was fetched, by the rules of its block."""
+    from crusades.rules_apart import scan_apart
 
-    return list(scan(content))
+    return scan_apart(content, max_bytes=len(content))
 
 
 def _fingerprint(content: bytes) -> str:
-    from crusades.rules import fingerprint
+    from crusades.rules_apart import fingerprint_apart
 
-    return str(fingerprint(content))
+    return fingerprint_apart(content, max_bytes=len(content))

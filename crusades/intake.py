@@ -7,17 +7,19 @@ until its grace window ends.
 
 from __future__ import annotations
 
+import itertools
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 
 from crusades import logs
 from crusades.context import Context, retry_delay
 from crusades.copies import Known, find_copies, find_original
-from crusades.errors import ChainError, FetchFault
+from crusades.errors import ChainError, FetchFault, SandboxFault
 from crusades.faults import fault
 from crusades.fees import asks_fee, judge_receipt, out_of_window
 from crusades.records import Finding, Payload, Reason, Source, Stage, Status, Submission
@@ -29,6 +31,12 @@ FETCHERS = 4
 FIRST_RETRY, MOST_RETRY = 15.0, 900.0
 """Seconds between attempts at a host that cannot be asked: doubled from the first to the most."""
 
+ASK_AGAIN = (1.0, 5.0, 30.0)
+"""Seconds between attempts to check a file's rules when our own process for it fails."""
+PATIENCE = 300.0
+"""Seconds that one file may hold the checker: two children that are given up after two minutes, on a machine that crawls."""
+
+T = TypeVar("T")
 Fetch = Callable[[Payload, Any], Awaitable[Source | Reason]]
 Scan = Callable[[bytes], list[Finding]]
 
@@ -183,7 +191,7 @@ def _not_counted(row: Submission) -> bool:
 
 async def check_fetched(ctx: Context, scan: Scan) -> None:
     """Rules, then copies, then the queue; one at a time, in order of service, so that of two equal files the earlier wins."""
-    ctx.health.expect("checker", 120.0)
+    ctx.health.expect("checker", PATIENCE)
     while True:
         seen = ctx.bells.fetched.count
         ctx.health.progress("checker", "looking")
@@ -203,8 +211,13 @@ async def _check_one(ctx: Context, scan: Scan, row: Submission) -> None:
         await ctx.store.transition(row.id, Status.REVEALED, block=ctx.block, note="its source is missing from the store")
         ctx.bells.revealed.ring()
         return
-    # Half a megabyte takes two seconds: in a thread, so that the event loop does not wait.
-    findings = await trio.to_thread.run_sync(partial(scan, source.content))
+    try:
+        findings = await _ask_about(ctx, scan, source.content)
+    except SandboxFault as error:
+        wrong = fault("sandbox")
+        reason = Reason(code=wrong.code, stage=Stage.CHECK, message=f"The rules could not be checked: {error}", hint=wrong.advice)
+        await ctx.store.transition(row.id, Status.FAULTED, block=ctx.block, reason=reason)
+        return
     if findings:
         from crusades.rules import first_reason
 
@@ -217,12 +230,43 @@ async def _check_one(ctx: Context, scan: Scan, row: Submission) -> None:
         await ctx.store.transition(row.id, Status.CHECKED, block=ctx.block)
 
 
+async def _ask_about(ctx: Context, ask: Callable[[bytes], T], content: bytes) -> T:
+    """What a child process says about a file (`rules_apart`). A child that cannot be run is our fault and says nothing about the
+    file: asked again, for as long as no child can be run at all. Raises SandboxFault when others can and this file's cannot."""
+    for attempt in itertools.count():
+        try:
+            # In a thread: half a megabyte takes a second. Abandoned at a shutdown: the child has limits of its own.
+            answer = await trio.to_thread.run_sync(ask, content, abandon_on_cancel=True)
+        except SandboxFault as error:
+            log.error("asked again: %s", error)
+            ctx.metrics.count_fault(fault("sandbox").code)
+            ctx.problem("checker", str(error)[:300])
+            if attempt >= len(ASK_AGAIN) and await _can_ask(ask):
+                ctx.problem("checker")
+                raise
+        else:
+            ctx.problem("checker")
+            return answer
+        ctx.health.progress("checker", "cannot check", deadline=PATIENCE)
+        await trio.sleep(ASK_AGAIN[min(attempt, len(ASK_AGAIN) - 1)])
+    raise AssertionError("counting ended")
+
+
+async def _can_ask(ask: Callable[[bytes], object]) -> bool:
+    """Whether a child can be run now; about a text that nobody has asked about, since answers are kept."""
+    try:
+        await trio.to_thread.run_sync(ask, f"x = {time.time_ns()}\n".encode(), abandon_on_cancel=True)
+    except SandboxFault:
+        return False
+    return True
+
+
 # ------------------------------------------------------------------------------------------------ copies
 
 
 async def settle_copies(ctx: Context, row: Submission, source: Source) -> Known | None:
     """Reject `row` if it is a copy, and whatever is certainly a copy of it though it was revealed earlier. Returns the original."""
-    print_ = await trio.to_thread.run_sync(ctx.fingerprint, source.content)
+    print_ = await _ask_about(ctx, ctx.fingerprint, source.content)
     same = {other.id: other for other in await ctx.store.same_program(row.id, source.sha256, print_)}
     known = [Known(o.id, o.hotkey, o.commit_block, o.commit_block_exact) for o in same.values()]
     me = Known(row.id, row.hotkey, row.commit_block, row.commit_block_exact)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import gc
 import re
+import sys
 import unicodedata
 import warnings
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ MAX_FORMAT_STRING = 20_000
 MAX_KEYWORDS = 1_000
 """Keyword arguments of one call or pattern: Python compares each with each, 30 s for half a megabyte."""
 
+_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
+"""In messages: a validator with an older Python than a miner's knows less syntax."""
 _LONG_FORMAT = re.compile(r"(?is)(?<!\w)(?:f|fr|rf)(\"\"\"|'''|\"|')(?:\\.|(?!\1)[^\\]){" + str(MAX_FORMAT_STRING) + "}")
 _COOKIE = re.compile(r"^[ \t\f]*#.*?coding[:=][ \t]*([-\w.]+)")
 _UTF8 = frozenset({"utf-8", "utf8", "utf_8", "u8", "utf-8-sig"})
@@ -131,7 +134,7 @@ def parse(text: str) -> ast.Module:
     except SyntaxError as error:
         lines = text.count("\n") + 1
         line = min(max(error.lineno or 1, 1), lines)
-        raise Unreadable("R703", line, max(error.offset or 1, 1), f"syntax error: {error.msg}") from error
+        raise Unreadable("R703", line, max(error.offset or 1, 1), f"syntax error: {error.msg} (read by Python {_VERSION})") from error
     except (RecursionError, MemoryError) as error:
         raise Unreadable("R602", 1, 1, "nested too deeply to be read") from error
     except (ValueError, OverflowError) as error:

@@ -16,7 +16,7 @@ from fakes import FakeJudge, make_commitment, make_source
 
 from crusades import hparams
 from crusades.daemon import Reins, listen_to_signals, reload_settings
-from crusades.errors import ChainError, ConfigError, FetchFault, MustNotRestart, RefereeFault, StoreError
+from crusades.errors import ChainError, ConfigError, FetchFault, MustNotRestart, RefereeFault, SandboxFault, StoreError
 from crusades.intake import FIRST_RETRY
 from crusades.nvml import Device
 from crusades.records import Finding, Reason, Stage, Status
@@ -230,6 +230,60 @@ async def test_a_broken_rule_is_final_before_anything_runs(house, autojump_clock
     async with house.running():
         detail = await house.until(id_)
     assert (detail.submission.status, detail.submission.reason.rule, house.judge.evaluated) == (Status.REJECTED, "R101", [])
+
+
+class Scanner:
+    """A rule check whose child process fails when it is told to."""
+
+    def __init__(self, fails):
+        self.fails, self.asked = fails, 0
+
+    def __call__(self, content):
+        self.asked += 1
+        if self.fails(content, self.asked):
+            raise SandboxFault("the rule check could not be run: no memory")
+        return []
+
+
+async def test_a_rule_check_that_could_not_be_run_is_run_again(house, autojump_clock):
+    house.parts["scan"] = Scanner(lambda content, asked: asked <= 2)
+    id_ = commit(house, "# mfu 40")
+    async with house.running() as ctx:
+        detail = await house.until(id_)
+        assert "checker" not in ctx.board.problems
+    assert detail.submission.status is Status.SCORED
+
+
+async def test_a_file_that_cannot_be_checked_here_is_our_fault_and_holds_nobody_up(house, autojump_clock):
+    house.parts["scan"] = Scanner(lambda content, asked: b"# heavy" in content)
+    heavy = commit(house, "# heavy", block=10, url="https://a.example/x")
+    other = commit(house, "# mfu 40", hotkey="5Miner3", uid=3, block=12, url="https://b.example/x")
+    async with house.running():
+        assert (await house.until(other)).submission.status is Status.SCORED
+        detail = await house.until(heavy)
+    assert (detail.submission.status, detail.submission.reason.code) == (Status.FAULTED, 2001)
+
+
+async def test_while_nothing_can_be_checked_everybody_waits(house, autojump_clock):
+    house.parts["scan"] = scanner = Scanner(lambda content, asked: True)
+    id_ = commit(house, "# mfu 40")
+    async with house.running() as ctx:
+        await trio.sleep(3600)
+        assert (await ctx.store.submission(id_)).submission.status is Status.FETCHED
+        assert "no memory" in ctx.board.problems["checker"]
+        scanner.fails = lambda content, asked: False
+        assert (await house.until(id_)).submission.status is Status.SCORED
+
+
+async def test_the_daemon_parses_in_a_process_of_its_own(monkeypatch):
+    """Hostile text never meets the daemon's own parser."""
+    from crusades import daemon, rules, rules_apart, rules_scan
+
+    for module, name in ((rules_scan, "scan"), (rules_apart, "scan"), (rules, "scan"), (rules_apart, "fingerprint"), (rules, "fingerprint")):
+        monkeypatch.setattr(module, name, None)
+    source = b"import os # %d" % os.getpid()
+    assert "R101" in {finding.rule for finding in daemon._scan(source)}
+    assert len(daemon._fingerprint(source)) == 64
 
 
 # ------------------------------------------------------------------------------------------------ copies

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -15,11 +17,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from crusades import check, faults, rules_lists, rules_page, rules_source
-from crusades.errors import UsageError
+from crusades import check, faults, rules_apart, rules_lists, rules_page, rules_scan, rules_source
+from crusades.errors import SandboxFault, UsageError
 from crusades.records import Stage
 from crusades.rules import BY_ID, RULES, fingerprint, first_reason, hook_table, scan
-from crusades.rules_apart import check_apart
+from crusades.rules_apart import check_apart, check_forked, fingerprint_apart, scan_apart
 from crusades.rules_scan import MAX_FINDINGS, scan_unguarded
 
 sys.path.insert(0, str(Path(__file__).parent / "adversarial"))
@@ -263,15 +265,49 @@ def test_a_file_that_takes_too_long_or_crashes_the_parser_is_a_finding():
     assert [f.rule for f in check_apart(b"x = " + b"-" * 400_000 + b"1").findings] == ["R602"]
 
 
-def test_the_check_apart_says_what_the_check_says():
+@pytest.mark.parametrize("way", [check_apart, check_forked])
+def test_the_check_apart_says_what_the_check_says(way):
     source = top("import os\nx = 'ü\u202e'; eval('1')").encode()
-    apart = check_apart(source)
-    assert apart.findings == scan(source)
+    apart = way(source)
+    assert list(apart.findings) == scan(source)
     assert apart.fingerprint == fingerprint(source)
+    assert (scan_apart(source), fingerprint_apart(source)) == (scan(source), apart.fingerprint)
 
 
-def test_the_check_apart_obeys_the_size_limit():
-    assert [f.rule for f in check_apart(submission().encode(), max_bytes=10).findings] == ["R602"]
+@pytest.mark.parametrize("way", [check_apart, check_forked])
+def test_the_check_apart_obeys_the_size_limit(way):
+    assert [f.rule for f in way(submission().encode(), max_bytes=10).findings] == ["R602"]
+
+
+@pytest.mark.parametrize("number", sorted(rules_apart.GAVE_UP))
+def test_a_parser_that_crashes_is_a_finding(monkeypatch, number):
+    monkeypatch.setattr(rules_apart, "scan", lambda *a, **k: os.kill(os.getpid(), number) or signal.pause())
+    found = check_forked(b"x = 1").findings
+    assert [f.rule for f in found] == ["R602"]
+    assert number.name in found[0].message
+
+
+@pytest.mark.parametrize("doing", [
+    lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL),  # the kernel, short of memory
+    lambda *a, **k: 1 / 0,  # a bug of ours
+    lambda *a, **k: os._exit(0),  # no answer
+], ids=["killed", "bug", "silent"])  # fmt: skip
+def test_a_check_that_fails_for_another_reason_is_our_fault(monkeypatch, doing):
+    monkeypatch.setattr(rules_apart, "scan", doing)
+    with pytest.raises(SandboxFault, match="rule check"):
+        check_forked(b"x = 1")
+
+
+def test_a_check_that_cannot_be_started_is_our_fault(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    with pytest.raises(SandboxFault, match="could not be run"):
+        check_apart(b"x = 'never checked before'")
+
+
+def test_memory_that_is_not_there_is_a_finding(monkeypatch):
+    """The child's address space is bounded; what does not fit is the file's doing."""
+    monkeypatch.setattr(rules_scan, "scan_unguarded", lambda *a: bytearray(rules_apart.MEMORY_BYTES))
+    assert [f.rule for f in check_forked(b"x = 1").findings] == ["R602"]
 
 
 # ------------------------------------------------------------------------------------------------ fingerprint
@@ -422,6 +458,78 @@ def test_a_long_line_is_cut(write, capsys):
 def test_any_file_gives_findings(write, capsys, content):
     assert check.run([write(content)]) == 1
     assert "R" in capsys.readouterr().out
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=300) | st.text(max_size=100).map(lambda t: t.encode("utf-8", "replace")) | st.lists(_TOKENS, max_size=40).map(lambda t: "".join(t).encode()))
+def test_no_file_makes_the_command_raise(write, capsys, content):
+    for json_ in (False, True):
+        assert check.run([write(content)], json=json_) == 1
+    assert all(c.isprintable() or c == "\n" for c in capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("content", [b"\xef\xbb\xbf" + submission().encode(), submission().replace("\n", "\r\n").encode(), submission().replace("\n\n", "\n\x0c\n").encode()],
+                         ids=["byte-order-mark", "carriage-returns", "form-feeds"])  # fmt: skip
+def test_unusual_but_honest_text_is_clean(write, content):
+    assert check.run([write(content)]) == 0
+
+
+def test_syntax_of_another_python_is_a_finding_that_names_ours(write, capsys):
+    assert check.run([write(submission(top="x = 1 if"))]) == 1
+    assert f"(read by Python {sys.version_info.major}.{sys.version_info.minor})" in capsys.readouterr().out
+
+
+def test_a_pipe_that_nobody_writes_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "train.py")
+    with pytest.raises(UsageError, match="not a regular file"):
+        check.run([str(tmp_path / "train.py")])
+
+
+def test_a_device_is_a_usage_error():
+    with pytest.raises(UsageError, match="not a regular file"):
+        check.run(["/dev/zero"])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_file_that_may_not_be_read_is_a_usage_error(write):
+    path = write("x = 1")
+    os.chmod(path, 0)
+    with pytest.raises(UsageError, match="Permission denied"):
+        check.run([path])
+
+
+def test_what_the_shell_hands_over_is_read(capsys):
+    reading, writing = os.pipe()
+    os.write(writing, submission().encode())
+    os.close(writing)
+    try:
+        assert check.run([f"/dev/fd/{reading}"]) == 0
+    finally:
+        os.close(reading)
+
+
+def test_closed_standard_input_is_a_usage_error(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UsageError, match="closed"):
+        check.run(["-"])
+
+
+@pytest.mark.parametrize("json_", [False, True])
+def test_a_name_that_is_no_text_is_shown_escaped(tmp_path, capsys, json_):
+    path = os.fsdecode(os.fsencode(str(tmp_path)) + b"/\xff\x1b[2J.py")
+    Path(path).write_text("x = 'ü'; eval('1')")
+    assert check.run([path], json=json_) == 1
+    out = capsys.readouterr().out
+    assert "\\xff" in out
+    assert "\x1b" not in out
+
+
+def test_a_terminal_without_the_characters_gets_escapes(write):
+    path = write(top("ü = 'é'; eval('1')"))
+    code = f"import sys; from crusades import check; sys.exit(check.run([{path!r}]))"
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (1, b"")
+    assert b"\\xe9" in done.stdout
 
 
 def test_the_scanner_and_the_source_module_agree_on_lines():
