@@ -11,7 +11,7 @@ from a referee it is ours (fault 2002).
 from __future__ import annotations
 
 import struct
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -28,6 +28,11 @@ CONTESTANT_PAYLOAD_CAP = 4 << 20
 """Bytes; the largest honest payload is the logits sample, 64 × 1,024 float32 = 256 KiB."""
 TRUSTED_HEADER_CAP = 16 << 20
 TRUSTED_PAYLOAD_CAP = 256 << 20
+
+
+_MOST = 1 << 53
+Count = Annotated[int, msgspec.Meta(ge=-_MOST, le=_MOST)]
+"""A number in a claim. JSON knows integers of any length; what is computed with must fit a float and a database column."""
 
 
 class Frame(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="t"):
@@ -48,7 +53,7 @@ class Hello(Frame, frozen=True, kw_only=True, tag="hello"):
 class Built(Frame, frozen=True, kw_only=True, tag="built"):
     """The model exists on the meta device."""
 
-    parameters: int
+    parameters: Count
 
 
 class Attached(Frame, frozen=True, kw_only=True, tag="attached"):
@@ -62,27 +67,27 @@ class Loaded(Frame, frozen=True, kw_only=True, tag="loaded"):
 class Ready(Frame, frozen=True, kw_only=True, tag="ready"):
     """A fresh optimizer looks at the restored memory."""
 
-    run: int
+    run: Count
 
 
 class Next(Frame, frozen=True, kw_only=True, tag="next"):
     """Step `step` − 1 is in the parameters; batch `step` is wanted."""
 
-    step: int
+    step: Count
 
 
 class Done(Frame, frozen=True, kw_only=True, tag="done"):
     """inner_steps has returned and the device is idle."""
 
-    run: int
-    claimed_ns: int
+    run: Count
+    claimed_ns: Count
     final_loss: float | None
     """None stands for NaN and infinity, which JSON cannot say."""
-    total_tokens: int
-    logits_shape: tuple[int, ...]
-    batches: int
+    total_tokens: Count
+    logits_shape: Annotated[tuple[Count, ...], msgspec.Meta(max_length=16)]
+    batches: Count
     """Batches that inner_steps asked for."""
-    peak_memory: int | None = None
+    peak_memory: Count | None = None
 
 
 class Logits(Frame, frozen=True, kw_only=True, tag="logits"):
@@ -98,7 +103,7 @@ class Failed(Frame, frozen=True, kw_only=True, tag="failed"):
     """"rule", "exception", "memory", "missing", "result" or "exit"."""
     message: str
     rule: str = ""
-    line: int | None = None
+    line: Count | None = None
 
 
 Claim = Hello | Built | Attached | Loaded | Ready | Next | Done | Logits | Failed

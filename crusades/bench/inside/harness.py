@@ -32,12 +32,17 @@ def failure_of(error: BaseException, stage: str, path: str) -> SubmissionFailed:
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     line = lines[-1] if lines else None
     if type(error).__name__ == "RuleViolation":
-        return SubmissionFailed(stage, "rule", str(error), rule=getattr(error, "rule", ""), line=getattr(error, "line", None) or line)
+        return _broken_rule(error, stage, line)
     text = "".join(traceback.format_exception_only(error)).strip()
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return SubmissionFailed(stage, "memory", text, line=line)
     kind = "exit" if isinstance(error, SystemExit | KeyboardInterrupt) else "exception"
     return SubmissionFailed(stage, kind, text, line=line)
+
+
+def _broken_rule(violation: Any, stage: str, line: int | None = None) -> SubmissionFailed:
+    """Rule and line travel in fields of their own; the message is the rest."""
+    return SubmissionFailed(stage, "rule", str(violation.message), rule=str(violation.rule), line=violation.line or line)
 
 
 class DripIterator:
@@ -111,7 +116,9 @@ class Contestant:
             self._guard.install(order["rules"])
             module = self._guard.load(self._path)
         except BaseException as error:
+            self._refuse_swallowed("load")
             raise failure_of(error, "load", self._path) from error
+        self._refuse_swallowed("load")
         inner_steps = getattr(module, "inner_steps", None)
         if not callable(inner_steps):
             raise SubmissionFailed("load", "missing", "train.py defines no function inner_steps")
@@ -148,9 +155,16 @@ class Contestant:
             result = self._inner_steps(self.model, batches, self._optimizer, self.steps, torch.device(self._device))
             self._synchronize()
         except BaseException as error:
+            self._refuse_swallowed("run")
             raise failure_of(error, "run", self._path) from error
         claimed = time.monotonic_ns() - started
         self._done(order["run"], result, claimed, batches.asked)
+
+    def _refuse_swallowed(self, stage: str) -> None:
+        """A denial is final even when the submission caught it. It shares this process and could hide one: none here proves nothing."""
+        violations = getattr(self._guard, "violations", None)
+        if violations:
+            raise _broken_rule(violations[0], stage) from violations[0]
 
     def exchange(self, step: int) -> torch.Tensor:
         """Say that the last step is in the parameters; get the next batch."""
@@ -173,6 +187,7 @@ class Contestant:
         except BaseException as error:
             message = f"inner_steps must return an object with final_logits, total_tokens and final_loss ({type(error).__name__}: {error})"
             raise SubmissionFailed("result", "result", message) from error
+        self._refuse_swallowed("run")  # off the clock, and after the result was looked at
         self._logits = logits
         self._channel.send(
             "done", run=run, claimed_ns=claimed, final_loss=loss if math.isfinite(loss) else None, total_tokens=tokens,

@@ -6,6 +6,7 @@ What the contestant does wrong raises `Charged` in here and leaves as a `Reason`
 from __future__ import annotations
 
 import itertools
+import re
 import time
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -22,8 +23,11 @@ from crusades.errors import ProtocolError, RefereeFault
 from crusades.faults import fault
 from crusades.hparams import Profile
 from crusades.records import Reason, Stage
+from crusades.sandbox.output import printable
 
 C = TypeVar("C", bound=p.Frame)
+MESSAGE_CAP = 16_000
+"""Characters of a reason that may quote a contestant."""
 
 
 class Charged(Exception):
@@ -35,11 +39,14 @@ class Charged(Exception):
 
 
 def charge(name: str, stage: Stage, message: str, *, gone: bool = False, **fields: Any) -> Charged:
-    """A `Charged` for the fault-table row `name`."""
+    """A `Charged` for the fault-table row `name`. Parts of `message` may be the contestant's own words: what is left of them
+    is bounded, and holds nothing that a terminal or a log would obey."""
     row = fault(name)
-    return Charged(Reason(code=row.code, stage=stage, message=message, hint=row.advice, **fields), gone=gone)
+    shown = printable(message.encode("utf-8", "replace"))[:MESSAGE_CAP]
+    return Charged(Reason(code=row.code, stage=stage, message=shown, hint=row.advice, **fields), gone=gone)
 
 
+_RULE = re.compile(r"R\d{3}")
 _FAILED = {"rule": "rule", "memory": "out-of-memory", "missing": "no-inner-steps", "result": "bad-result", "exit": "exited"}
 
 
@@ -217,8 +224,9 @@ class Session:
 
     def _failed(self, claim: p.Failed, stage: Stage) -> Charged:
         default = "load-failed" if claim.stage == "load" else "raised"
-        where = f"line {claim.line}: " if claim.line else ""
-        return charge(_FAILED.get(claim.kind, default), stage, where + claim.message, rule=claim.rule, line=claim.line)
+        line = claim.line if claim.line and claim.line > 0 else None
+        rule = claim.rule if _RULE.fullmatch(claim.rule) else ""
+        return charge(_FAILED.get(claim.kind, default), stage, (f"line {line}: " if line else "") + claim.message, rule=rule, line=line)
 
     def _unexpected(self, claim: p.Frame, stage: Stage) -> Exception:
         name = type(claim).__name__.lower()
