@@ -214,8 +214,11 @@ class Chain:
 
     @staticmethod
     def window(plan: WeightsPlan) -> Window:
-        """The blocks in which weights sent by this plan can be: journal it before `set_weights`."""
-        return Window(plan.block + 1, plan.block + PLAN_AGE + ERA)
+        """The blocks in which weights sent by this plan can be: journal it before `set_weights`.
+
+        It reaches back an era, because a branch that wins may hold them in an earlier block than the one that lost.
+        """
+        return Window(plan.block + 1 - ERA, plan.block + PLAN_AGE + ERA)
 
     async def set_weights(self, plan: WeightsPlan) -> WeightsOutcome:
         """Send a plan's weights, plainly or sealed as the subnet wants them, and find them in a block.
@@ -314,6 +317,8 @@ class Chain:
 
     async def resolve(self, sent: Sent, *, final: bool = False) -> Included | None:
         """What became of an extrinsic that was sent earlier; see `Sender.resolve`."""
+        if (await self.head()).best < sent.first - 1 and self.is_dev:
+            return None  # a dev chain that was started anew has the same genesis, and is shorter
         return await self._sender.resolve(sent, final=final)
 
     def _must_be_compatible(self) -> None:

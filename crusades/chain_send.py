@@ -51,10 +51,11 @@ class Sender:
         """
         async def sign(node: Node) -> tuple[str, Sent]:
             composed = await node.client.compose(call)  # type: ignore[no-untyped-call]  # the SDK leaves it so
-            best = (await node.head()).best
+            final = (await node.head()).finalized
             nonce = await node.substrate.raw.get_account_next_index(keypair.ss58_address, use_cache=False)
             data, digest = await node.substrate.sign_extrinsic(composed, keypair, nonce=nonce, period=ERA)
-            return "0x" + data.hex(), Sent(hash=digest, what=what, first=best + 1, last=(await node.head()).finalized + ERA)
+            # Not from the best head on: a branch that wins may hold it in an earlier block than the one that lost.
+            return "0x" + data.hex(), Sent(hash=digest, what=what, first=final + 1, last=(await node.head()).finalized + ERA)
 
         sent: Sent | None = None
         with trio.move_on_after(self._line.settings.weights_deadline):

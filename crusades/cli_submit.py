@@ -15,13 +15,14 @@ import httpx
 import msgspec
 import trio
 
-from crusades import fetch, rules, submission
+from crusades import fetch, rules_apart, submission
 from crusades.asyncio_bridge import open_bridge
 from crusades.chain import Chain, open_chain, open_wallet
 from crusades.errors import UsageError
 from crusades.fees import asks_fee
 from crusades.hparams import HParams
-from crusades.submission import Preflight, Progress, Ticket, Tickets
+from crusades.submission import Preflight, Ticket, Tickets
+from crusades.submission_follow import Progress, ask_validator, follow
 
 DEV_NETUID = 1
 """The subnet of a dev network when none is named."""
@@ -63,7 +64,7 @@ class _Submit:
     async def run(self) -> int:
         seen = await submission.preflight(
             self.chain, self.arguments.url, self.wallet.hotkey.ss58_address, self.settings,
-            preview=lambda url: fetch.preview(url, self.fetch), check=rules.scan, replace_pending=self.arguments.replace_pending,
+            preview=lambda url: fetch.preview(url, self.fetch), check=rules_apart.scan_apart, replace_pending=self.arguments.replace_pending,
         )  # fmt: skip
         ticket = self._earlier(seen)
         if ticket is None:
@@ -120,8 +121,8 @@ class _Submit:
     async def _follow(self, ticket: Ticket) -> Ticket:
         url = self.arguments.validator
         async with httpx.AsyncClient(timeout=10.0, trust_env=False) as client:
-            ask = submission.ask_validator(client, url) if url else None
-            async with contextlib.aclosing(submission.follow(self.chain, ticket, self.tickets, ask=ask)) as steps:
+            ask = ask_validator(client, url) if url else None
+            async with contextlib.aclosing(follow(self.chain, ticket, self.tickets, ask=ask)) as steps:
                 async for step in steps:
                     self.last, ticket = step, step.ticket
                     self.say(step.words)

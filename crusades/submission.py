@@ -1,4 +1,5 @@
-"""The miner's side of a submission, without any user interface: look before you leap, commit, and follow to the verdict.
+"""The miner's side of a submission, without any user interface: look before you leap, then pay and commit
+(`submission_follow` goes on to the verdict).
 
 Everything that costs or destroys something is written to a `Ticket` on disk before it is done, so Ctrl-C or a crash at any
 point leaves a file that says what was sent, and the same command goes on from there: a fee is never paid twice and a
@@ -9,13 +10,10 @@ sealed commitment never replaced by its own repetition.
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-import httpx
 import msgspec
 import trio
 
@@ -25,7 +23,10 @@ from crusades.chain_rows import reason
 from crusades.errors import ChainError, UsageError
 from crusades.fees import asks_fee, tao
 from crusades.payload import SEAL_OVERHEAD, format_payload
-from crusades.records import Commitment, Finding, Outcome, Payload, Reason, Record, Source, Stage, Status
+from crusades.records import Commitment, Finding, Payload, Reason, Record, Source, Stage
+from crusades.submission_tickets import Ticket, Tickets
+
+__all__ = ["Chain", "Preflight", "Ticket", "Tickets", "new_ticket", "preflight", "submit", "whereabouts"]
 
 T = TypeVar("T")
 
@@ -50,7 +51,7 @@ class Chain(Protocol):
     async def commit_facts(self, hotkey: str) -> CommitFacts: ...
     async def commit(self, payload: bytes, wallet: Any, reveal_blocks: int, *, signed: Signed | None = None) -> Committed: ...
     async def pay_fee(self, wallet: Any, *, signed: Signed | None = None) -> str: ...
-    async def resolve(self, sent: Sent) -> Included | None: ...
+    async def resolve(self, sent: Sent, *, final: bool = False) -> Included | None: ...
     async def commitments(self, block_hash: str | None = None, *, hotkey: str | None = None) -> list[Commitment]: ...
 
 
@@ -159,80 +160,7 @@ def _effects(chain: Chain, facts: CommitFacts, settings: hparams.Chain, blocks: 
     return tuple(lines)
 
 
-# ------------------------------------------------------------------------------------------------ tickets
-
-
-class Ticket(Record, frozen=True, kw_only=True):
-    """One submission as its miner knows it: enough to go on after a crash at any point."""
-
-    network: str
-    genesis: str
-    """The chain's genesis hash, so that a dev ticket never speaks about mainnet."""
-    netuid: int
-    hotkey: str
-    payload: Payload
-    created_at: float
-    stage: str = "prepared"
-    """prepared, paying, paid, committing, then a `Status` value."""
-    reveal_blocks: int = 20
-    sent: Sent | None = None
-    """An extrinsic whose outcome is not known yet."""
-    commit_block: int | None = None
-    reveal_round: int | None = None
-    reveal_block_estimate: int | None = None
-    reason: Reason | None = None
-
-    @property
-    def submission_id(self) -> str | None:
-        """The id that every validator gives it; None before it is committed."""
-        if self.commit_block is None:
-            return None
-        return Commitment(netuid=self.netuid, hotkey=self.hotkey, uid=None, commit_block=self.commit_block).submission_id
-
-    @property
-    def over(self) -> bool:
-        """Nothing more will happen."""
-        return self.stage in ("scored", "rejected", "faulted")
-
-
-class Tickets:
-    """The tickets of one machine: a folder with one JSON file each, written whole or not at all."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def save(self, ticket: Ticket) -> Ticket:
-        """Write it through to the disk before returning. UsageError when the folder cannot be written."""
-        name = f"{ticket.network.replace('/', '_').replace(':', '_')}-{ticket.netuid}-{ticket.hotkey}-{ticket.created_at:.6f}.json"
-        temporary = self.folder / (name + ".part")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with temporary.open("wb") as file:
-                file.write(msgspec.json.format(msgspec.json.encode(ticket), indent=1))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.folder / name)
-        except OSError as error:
-            raise UsageError(f"cannot keep the submission's ticket in {self.folder}: {error.strerror}") from error
-        return ticket
-
-    def all(self) -> list[Ticket]:
-        """All readable tickets, newest first; a file that is none is passed over."""
-        found = []
-        for path in self.folder.glob("*.json") if self.folder.is_dir() else ():
-            try:
-                found.append(msgspec.json.decode(path.read_bytes(), type=Ticket))
-            except (msgspec.DecodeError, OSError):
-                continue
-        return sorted(found, key=lambda t: -t.created_at)
-
-    def unfinished(self, genesis: str, netuid: int, hotkey: str, payload: Payload | None = None) -> Ticket | None:
-        """The newest ticket of this hotkey on this chain that is not over (for this file, when given): what `--wait` goes on with."""
-        for ticket in self.all():
-            same = payload is None or (ticket.payload.sha256, ticket.payload.url) == (payload.sha256, payload.url)
-            if same and not ticket.over and (ticket.genesis, ticket.netuid, ticket.hotkey) == (genesis, netuid, hotkey):
-                return ticket
-        return None
+# ------------------------------------------------------------------------------------------------ committing
 
 
 def new_ticket(chain: Chain, seen: Preflight, reveal_blocks: int) -> Ticket:
@@ -243,14 +171,13 @@ def new_ticket(chain: Chain, seen: Preflight, reveal_blocks: int) -> Ticket:
                   created_at=time.time(), reveal_blocks=reveal_blocks)
 
 
-# ------------------------------------------------------------------------------------------------ committing
-
-
 async def submit(chain: Chain, wallet: Any, ticket: Ticket, tickets: Tickets, settings: hparams.Chain) -> Ticket:
     """Pay (if a fee is asked) and commit, from wherever the ticket stands. Repeating it is harmless.
 
     Raises Unresolved, with the ticket saved, when nobody can say whether something sent is on chain: run it again later.
     """
+    if ticket.stage == "sealed":
+        ticket = tickets.save(await whereabouts(chain, ticket))
     if asks_fee(settings) and ticket.payload.receipt is None:
         ticket = await _pay(chain, wallet, ticket, tickets)
     if ticket.commit_block is None:
@@ -260,14 +187,14 @@ async def submit(chain: Chain, wallet: Any, ticket: Ticket, tickets: Tickets, se
 
 async def _pay(chain: Chain, wallet: Any, ticket: Ticket, tickets: Tickets) -> Ticket:
     try:
-        found = await _what_became(chain, ticket, "paying")
+        found = await _what_became(chain, ticket, "paying", final=True)
     except Pruned as error:
         raise ChainError(f"the fee may have been paid, and this node no longer knows ({error}): ask one that keeps its history (--network with an "
                          "archive endpoint) before anything is paid again") from error
     if found is not None:
         receipt = found.extrinsic
     else:
-        receipt = await _once(ticket, tickets, "paying", "prepared", lambda signed: chain.pay_fee(wallet, signed=signed))
+        receipt, _ = await _once(ticket, tickets, "paying", "prepared", lambda signed: chain.pay_fee(wallet, signed=signed))
     paid = msgspec.structs.replace(ticket.payload, receipt=receipt)
     return tickets.save(msgspec.structs.replace(ticket, stage="paid", payload=paid, sent=None))
 
@@ -279,21 +206,29 @@ async def _commit(chain: Chain, wallet: Any, ticket: Ticket, tickets: Tickets) -
     except Pruned:
         block = await _committed_between(chain, ticket)
     if block is not None:
-        return tickets.save(msgspec.structs.replace(ticket, stage="sealed", sent=None, commit_block=block,
+        return tickets.save(msgspec.structs.replace(ticket, stage="sealed", commit_block=block,
                                                     reveal_block_estimate=block + ticket.reveal_blocks))
-    raw, before = format_payload(ticket.payload), "prepared" if ticket.payload.receipt is None else "paid"
-    done = await _once(ticket, tickets, "committing", before, lambda signed: chain.commit(raw, wallet, ticket.reveal_blocks, signed=signed))
-    return tickets.save(msgspec.structs.replace(ticket, stage="sealed", sent=None, commit_block=done.block, reveal_round=done.reveal_round,
+    raw = format_payload(ticket.payload)
+    done, sent = await _once(ticket, tickets, "committing", _before(ticket), lambda signed: chain.commit(raw, wallet, ticket.reveal_blocks, signed=signed))
+    return tickets.save(msgspec.structs.replace(ticket, stage="sealed", sent=sent, commit_block=done.block, reveal_round=done.reveal_round,
                                                 reveal_block_estimate=done.reveal_block_estimate))
 
 
-async def _once(ticket: Ticket, tickets: Tickets, doing: str, before: str, act: Callable[[Callable[[Sent], None]], Awaitable[T]]) -> T:
+def _before(ticket: Ticket) -> str:
+    """The stage of a ticket that nothing was committed for."""
+    return "prepared" if ticket.payload.receipt is None else "paid"
+
+
+async def _once(ticket: Ticket, tickets: Tickets, doing: str, before: str, act: Callable[[Signed], Awaitable[T]]) -> tuple[T, Sent | None]:
     """`act`, with the signed extrinsic written down before it leaves; a definite failure takes the ticket back to `before`."""
+    left: list[Sent] = []
+
     def signed(sent: Sent) -> None:
+        left.append(sent)
         tickets.save(msgspec.structs.replace(ticket, stage=doing, sent=sent))
 
     try:
-        return await act(signed)
+        return await act(signed), left[-1] if left else None
     except Unresolved:
         raise  # the ticket says what was sent
     except ChainError:
@@ -301,12 +236,30 @@ async def _once(ticket: Ticket, tickets: Tickets, doing: str, before: str, act: 
         raise
 
 
-async def _what_became(chain: Chain, ticket: Ticket, doing: str) -> Included | None:
+async def whereabouts(chain: Chain, ticket: Ticket) -> Ticket:
+    """A sealed ticket with the block that its commitment is in now: a reorganisation may have moved it, or taken it back,
+    and then the ticket stands where it stood before. Unchanged while nobody can say."""
+    if ticket.sent is None:
+        return ticket
+    try:
+        found = await chain.resolve(ticket.sent)
+    except (Unresolved, Pruned):
+        return ticket
+    except Failed:
+        found = None  # where it is now, it fails: an earlier block used up the quota, or the hotkey is gone
+    if found is None:
+        return msgspec.structs.replace(ticket, stage=_before(ticket), sent=None, commit_block=None, reveal_round=None, reveal_block_estimate=None)
+    if found.block == ticket.commit_block:
+        return ticket
+    return msgspec.structs.replace(ticket, commit_block=found.block, reveal_block_estimate=found.block + ticket.reveal_blocks)
+
+
+async def _what_became(chain: Chain, ticket: Ticket, doing: str, *, final: bool = False) -> Included | None:
     """The extrinsic that an earlier, interrupted attempt sent, if it is on chain. Raises Unresolved while it may still come."""
     if ticket.stage != doing or ticket.sent is None:
         return None
     try:
-        return await chain.resolve(ticket.sent)
+        return await chain.resolve(ticket.sent, final=final)
     except Failed:
         return None  # it was included and failed: nothing happened
 
@@ -316,145 +269,5 @@ async def _committed_between(chain: Chain, ticket: Ticket) -> int | None:
     if ticket.sent is None:
         return None
     rows = await chain.commitments(hotkey=ticket.hotkey)
-    return next((r.commit_block for r in rows if r.commit_block_exact and ticket.sent.first <= r.commit_block <= ticket.sent.last), None)
-
-
-# ------------------------------------------------------------------------------------------------ following
-
-
-class Progress(Record, frozen=True, kw_only=True):
-    """One step of a submission's life, as far as can be seen from here."""
-
-    ticket: Ticket
-    words: str
-    verdict: Outcome | None = None
-    score_mfu: float | None = None
-
-    @property
-    def exit_code(self) -> int:
-        """What a command that waits for the verdict returns: 0 accepted (or revealed, when that was all to wait for),
-        1 rejected, 3 for a fault of somebody else."""
-        if self.verdict is Outcome.REJECTED or self.ticket.stage == "rejected":
-            return 1
-        return 3 if self.verdict is Outcome.FAULT or self.ticket.stage == "faulted" else 0
-
-
-class Remote(msgspec.Struct, frozen=True):
-    """What we read of a validator's answer about one submission; a newer validator may say more."""
-
-    status: Status
-    verdict: Outcome | None = None
-    reason: dict[str, Any] | None = None
-    score_mfu: float | None = None
-    progress: str = ""
-    queue_position: int | None = None
-
-
-class _Detail(msgspec.Struct, frozen=True):
-    submission: Remote
-
-
-Ask = Callable[[str], Awaitable[Remote | None]]
-"""submission id → what a validator says about it; None when it does not know it yet. Raises httpx.HTTPError."""
-
-
-def validator_api(url: str) -> str:
-    """The API's base of `--url`, which may be a bare HOST:PORT. UsageError for anything else."""
-    full = url if "://" in url else f"http://{url}"
-    parsed = httpx.URL(full)
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise UsageError(f"--url {url!r} is no address of a validator: give HOST:PORT or http(s)://…")
-    return str(parsed).rstrip("/") + "/api/v1"
-
-
-def ask_validator(client: httpx.AsyncClient, url: str) -> Ask:
-    """Questions to the validator at `url`."""
-    base = validator_api(url)
-
-    async def ask(submission_id: str) -> Remote | None:
-        answer = await client.get(f"{base}/submissions/{submission_id}")
-        if answer.status_code == 404:
-            return None
-        answer.raise_for_status()
-        try:
-            return msgspec.json.decode(answer.content, type=_Detail).submission
-        except msgspec.DecodeError as error:
-            raise httpx.DecodingError(f"the validator's answer cannot be read: {error}") from error
-
-    return ask
-
-
-async def follow(chain: Chain, ticket: Ticket, tickets: Tickets, *, ask: Ask | None, poll: float | None = None) -> AsyncGenerator[Progress, None]:
-    """Every step from the commitment to the verdict; without a validator to `ask`, to the reveal. Saves the ticket at each.
-
-    Outages of chain and validator are told as steps and waited out. It can be broken off and taken up again at any time.
-    """
-    pause = poll or max(0.2, min(3.0, chain.block_time / 2))
-    told = ""
-    while True:
-        step, last = await _step(chain, ticket, ask)
-        if step.ticket != ticket:
-            ticket = tickets.save(step.ticket)
-        if step.words != told:
-            told = step.words
-            yield step
-        if last:
-            return
-        await trio.sleep(pause)
-
-
-async def _step(chain: Chain, ticket: Ticket, ask: Ask | None) -> tuple[Progress, bool]:
-    """(where it stands, whether that is the end)."""
-    if ticket.submission_id is None:
-        return Progress(ticket=ticket, words="nothing has been committed yet"), True
-    trouble = ""
-    if ask is not None:
-        try:
-            remote = await ask(ticket.submission_id)
-        except httpx.HTTPError as error:
-            trouble = f" (the validator cannot be asked: {str(error) or type(error).__name__})"
-        else:
-            if remote is not None:
-                return _from_validator(ticket, remote)
-            trouble = " (the validator has not seen it yet)"
-    if ticket.stage in ("revealed", "rejected"):
-        return Progress(ticket=ticket, words=_words(ticket) + (trouble if ticket.stage == "revealed" else "")), ask is None or ticket.over
-    try:
-        rows = await chain.commitments(hotkey=ticket.hotkey)
-    except ChainError as error:
-        return Progress(ticket=ticket, words=f"{_words(ticket)}; the chain cannot be asked: {error}"), False
-    ticket = _from_chain(ticket, rows)
-    return Progress(ticket=ticket, words=_words(ticket) + trouble * (not ticket.over)), ticket.over or (ask is None and ticket.stage == "revealed")
-
-
-def _from_chain(ticket: Ticket, rows: Sequence[Commitment]) -> Ticket:
-    row = next((r for r in rows if r.commit_block == ticket.commit_block), None)
-    if row is not None:
-        return msgspec.structs.replace(ticket, stage=str(row.state.value), reason=row.reason, reveal_round=row.reveal_round or ticket.reveal_round)
-    newer = next((r for r in rows if ticket.commit_block is not None and r.commit_block > ticket.commit_block), None)
-    if newer is not None and ticket.stage == "sealed":
-        words = f"The commitment of block {newer.commit_block} replaced this one of block {ticket.commit_block} before it was opened."
-        return msgspec.structs.replace(ticket, stage="rejected", reason=reason("overwritten", words))
-    return ticket
-
-
-def _from_validator(ticket: Ticket, remote: Remote) -> tuple[Progress, bool]:
-    why = None
-    if remote.reason is not None:
-        try:
-            why = msgspec.convert({k: v for k, v in remote.reason.items() if k in Reason.__struct_fields__}, Reason)
-        except msgspec.ValidationError:
-            why = None
-    ticket = msgspec.structs.replace(ticket, stage=str(remote.status.value), reason=why)
-    where = f", number {remote.queue_position} in the queue" if remote.queue_position else ""
-    where += f", {remote.progress}" if remote.progress else ""
-    score = f" with {remote.score_mfu:.2f} % MFU" if remote.score_mfu is not None else ""
-    return Progress(ticket=ticket, words=_words(ticket) + where + score, verdict=remote.verdict, score_mfu=remote.score_mfu), remote.status.final
-
-
-def _words(ticket: Ticket) -> str:
-    why = f": {ticket.reason.message}" if ticket.reason is not None else ""
-    if ticket.stage == "sealed":
-        expected = f", opens about block {ticket.reveal_block_estimate}" if ticket.reveal_block_estimate else ""
-        return f"sealed in block {ticket.commit_block}{expected}"
-    return f"{ticket.stage}{why}"
+    ours = [r for r in rows if r.commit_block_exact and r.payload in (None, ticket.payload)]
+    return next((r.commit_block for r in ours if ticket.sent.first <= r.commit_block <= ticket.sent.last), None)

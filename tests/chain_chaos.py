@@ -24,6 +24,7 @@ from crusades.chain_rows import read_live
 from crusades.chain_weights import arrived
 from crusades.errors import ChainError
 from crusades.records import Commitment, Payload, Status
+from crusades.submission_follow import follow
 
 SETTINGS = hparams.Chain(call_deadline=1.0, redial_first=0.02, redial_max=0.1, poll_interval=0.05, weights_deadline=3.0)
 REVEAL = 3
@@ -166,7 +167,7 @@ async def _mine(w: World, story: Story, wallet: Any, number: int, calm: trio.Eve
                         ticket = tickets.all()[0]
                         await trio.sleep(0.1)
                 with trio.move_on_after(2):
-                    async for step in s.follow(chain, ticket, tickets, ask=None, poll=0.1):
+                    async for step in follow(chain, ticket, tickets, ask=None, poll=0.1):
                         if step.ticket.over:
                             break
             except ChainError as error:

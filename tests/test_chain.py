@@ -447,3 +447,23 @@ async def test_weights_without_a_wallet_are_a_config_error(world):  # noqa: F811
     async with chains.open_chain(SETTINGS, world.net.url, NETUID, world.bridge) as chain:
         with pytest.raises(ConfigError, match="needs a wallet"):
             await chain.preflight_weights({world.miner.hotkey.ss58_address: 1.0})
+
+
+async def test_weights_that_a_reorganisation_moved_to_an_earlier_block_are_still_ours(tmp_path):
+    async with open_world(tmp_path, sealing="manual", finality_lag=6) as w:
+        await w.blocks(25)
+        plan = await w.chain.preflight_weights({w.miner.hotkey.ss58_address: 1.0})
+
+        async def blocks():
+            await trio.to_thread.run_sync(w.net.chain.wait_pool, 1, 5.0)
+            await w.blocks()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(blocks)
+            outcome = await w.chain.set_weights(plan)
+        await trio.to_thread.run_sync(lambda: w.net.reorganize(3, keep_extrinsics=True))
+        await w.blocks(3)
+        held = await w.chain.read_weights()
+        assert held.by_uid == plan.by_uid
+        assert held.last_update < min(outcome.block, plan.block + 1)
+        assert not foreign_update(held.last_update, [w.chain.window(plan)])

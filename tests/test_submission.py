@@ -12,6 +12,7 @@ from crusades.chain_records import CommitFacts, Receipt, Unresolved
 from crusades.errors import ChainError, UsageError
 from crusades.payload import parse_payload
 from crusades.records import Finding, Outcome, Payload, Reason, Source, Stage, Status
+from crusades.submission_follow import ask_validator, follow, validator_api
 
 SOURCE = Source(sha256="ab" * 32, content=b"def inner_steps(): ...\n", url=URL, fetched_at=0.0)
 FEE = msgspec.structs.replace(SETTINGS, fee_rao=2 * 10**9, fee_address="5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY")
@@ -92,7 +93,7 @@ async def ticket_for(world, settings=SETTINGS):  # noqa: F811
 
 
 async def steps(*args, **more):
-    return [step async for step in s.follow(*args, poll=0.05, **more)]
+    return [step async for step in follow(*args, poll=0.05, **more)]
 
 
 async def test_a_submission_is_committed_and_followed_to_its_reveal(world):  # noqa: F811
@@ -102,7 +103,7 @@ async def test_a_submission_is_committed_and_followed_to_its_reveal(world):  # n
     (row,) = await world.chain.commitments()
     assert row.submission_id == done.submission_id
     seen = []
-    async for step in s.follow(world.chain, done, tickets, ask=None, poll=0.05):
+    async for step in follow(world.chain, done, tickets, ask=None, poll=0.05):
         seen.append(step.ticket.stage)
         await world.blocks(REVEAL)
     assert seen == ["sealed", "revealed"]
@@ -210,7 +211,7 @@ async def test_the_verdict_is_followed_through_the_validator_to_its_reason(tmp_p
     ticket, tickets = sealed_ticket(tmp_path)
     client = validator(ConnectError("down"), 404, {"status": "queued", "queue_position": 2}, {"status": "running", "progress": "run 2 of 5"}, {
         "status": "rejected", "verdict": "rejected", "reason": {"code": 1401, "stage": "audit", "message": "Half was skipped.", "later": 1}})
-    found = await steps(FakeChain([]), ticket, tickets, ask=s.ask_validator(client, "127.0.0.1:8080"))
+    found = await steps(FakeChain([]), ticket, tickets, ask=ask_validator(client, "127.0.0.1:8080"))
     assert [f.ticket.stage for f in found] == ["sealed", "sealed", "queued", "running", "rejected"]
     assert "cannot be asked" in found[0].words
     assert "number 2 in the queue" in found[2].words
@@ -223,14 +224,14 @@ async def test_the_verdict_is_followed_through_the_validator_to_its_reason(tmp_p
 async def test_an_accepted_submission_ends_with_its_score(tmp_path, autojump_clock):
     ticket, tickets = sealed_ticket(tmp_path)
     client = validator({"status": "scored", "verdict": "accepted", "score_mfu": 41.5})
-    (last,) = await steps(FakeChain([]), ticket, tickets, ask=s.ask_validator(client, "http://host"))
+    (last,) = await steps(FakeChain([]), ticket, tickets, ask=ask_validator(client, "http://host"))
     assert (last.exit_code, last.score_mfu, last.verdict) == (0, 41.5, Outcome.ACCEPTED)
 
 
 async def test_a_validator_that_talks_nonsense_is_waited_out(tmp_path, autojump_clock):
     ticket, tickets = sealed_ticket(tmp_path)
     client = validator(500, {"status": "dancing"}, {"status": "faulted", "verdict": "fault"})
-    found = await steps(FakeChain([]), ticket, tickets, ask=s.ask_validator(client, "host:1"))
+    found = await steps(FakeChain([]), ticket, tickets, ask=ask_validator(client, "host:1"))
     assert found[-1].exit_code == 3
 
 
@@ -256,12 +257,12 @@ async def test_a_seal_that_was_overwritten_meanwhile_is_told(tmp_path, autojump_
 @pytest.mark.parametrize("url", ["ftp://x", "http://"])
 def test_an_address_that_is_no_validators_is_a_usage_error(url):
     with pytest.raises(UsageError, match="HOST:PORT"):
-        s.validator_api(url)
+        validator_api(url)
 
 
 def test_a_bare_host_and_port_is_an_address():
-    assert s.validator_api("127.0.0.1:8080") == "http://127.0.0.1:8080/api/v1"
-    assert s.validator_api("https://v.example/") == "https://v.example/api/v1"
+    assert validator_api("127.0.0.1:8080") == "http://127.0.0.1:8080/api/v1"
+    assert validator_api("https://v.example/") == "https://v.example/api/v1"
 
 
 # ------------------------------------------------------------------------------------------------ fees
@@ -347,7 +348,7 @@ def test_the_committed_payload_is_what_validators_parse():
 async def test_a_node_that_forgot_a_fee_is_no_reason_to_pay_again(world, monkeypatch):  # noqa: F811
     from crusades.chain_records import Pruned, Sent
 
-    async def forgot(sent):
+    async def forgot(sent, *, final=False):
         raise Pruned("state discarded")
 
     monkeypatch.setattr(world.chain, "resolve", forgot)
@@ -362,7 +363,7 @@ async def test_a_node_that_forgot_a_fee_is_no_reason_to_pay_again(world, monkeyp
 async def test_a_node_that_forgot_a_commitments_block_still_shows_the_commitment(world, monkeypatch):  # noqa: F811
     from crusades.chain_records import Pruned, Sent
 
-    async def forgot(sent):
+    async def forgot(sent, *, final=False):
         raise Pruned("state discarded")
 
     done = await world.chain.commit(s.format_payload(Payload(sha256=SOURCE.sha256, url=URL)), world.miner, REVEAL)
@@ -376,3 +377,91 @@ async def test_a_node_that_forgot_a_commitments_block_still_shows_the_commitment
 async def ticket_for_sealed(world):  # noqa: F811
     seen = await s.preflight(world.chain, URL, world.miner.hotkey.ss58_address, SETTINGS, preview=good_file, check=clean, replace_pending=True)
     return s.new_ticket(world.chain, seen, REVEAL), s.Tickets(world.folder / "tickets")
+
+
+# ------------------------------------------------------------------------------------------------ reorganisations
+
+
+async def in_the_second_of_two_new_blocks(w):
+    """Include what comes in the second of two blocks that are not final, so that a branch of another length moves it."""
+    await w.blocks()
+    await trio.to_thread.run_sync(w.net.chain.wait_pool, 1, 5.0)
+    await w.blocks()
+
+
+async def other_branch(w, *, keep_extrinsics=True, then=1):
+    """The newest two blocks lose, and so many others come."""
+    await trio.to_thread.run_sync(lambda: w.net.reorganize(2, keep_extrinsics=keep_extrinsics))
+    await w.blocks(then)
+
+
+async def committed(w):
+    """A ticket whose commitment lies in the newest, not yet final block."""
+    ticket, tickets = await ticket_for(w)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(in_the_second_of_two_new_blocks, w)
+        return await s.submit(w.chain, w.miner, ticket, tickets, SETTINGS), tickets
+
+
+async def test_a_commitment_that_a_reorganisation_moved_is_followed_to_its_new_block(tmp_path):
+    async with open_world(tmp_path, sealing="manual", finality_lag=6) as w:
+        await w.blocks(10)
+        ticket, tickets = await committed(w)
+        await other_branch(w, then=REVEAL + 2)
+        (last,) = await steps(w.chain, ticket, tickets, ask=None)
+        (row,) = await w.chain.commitments()
+        assert (last.ticket.stage, last.ticket.commit_block) == ("revealed", ticket.commit_block - 1)
+        assert last.ticket.submission_id == row.submission_id
+
+
+async def test_the_validators_word_that_a_block_is_gone_is_no_verdict_on_a_moved_commitment(tmp_path):
+    async with open_world(tmp_path, sealing="manual", finality_lag=6) as w:
+        await w.blocks(10)
+        ticket, tickets = await committed(w)
+        await other_branch(w)
+        gone = {"status": "rejected", "verdict": "rejected", "reason": {"code": 1008, "stage": "chain", "message": "gone"}}
+        scored = {"status": "scored", "verdict": "accepted", "score_mfu": 41.0}
+        found = await steps(w.chain, ticket, tickets, ask=ask_validator(validator(gone, scored), "host:1"))
+        assert [step.ticket.stage for step in found] == ["sealed", "scored"]
+        assert found[-1].ticket.commit_block == ticket.commit_block - 1
+
+
+async def test_a_commitment_that_a_reorganisation_lost_is_told_and_can_be_repeated(tmp_path):
+    async with open_world(tmp_path, sealing="manual", finality_lag=6) as w:
+        await w.blocks(10)
+        ticket, tickets = await committed(w)
+        await other_branch(w, keep_extrinsics=False, then=30)
+        (last,) = await steps(w.chain, ticket, tickets, ask=None)
+        assert (last.ticket.reason.code, last.exit_code) == (1008, 1)
+        assert tickets.unfinished(w.chain.genesis, NETUID, ticket.hotkey, ticket.payload) is None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(in_the_second_of_two_new_blocks, w)
+            again = await s.submit(w.chain, w.miner, ticket, tickets, SETTINGS)
+        assert again.commit_block == w.net.chain.head.number
+
+
+async def test_a_fee_is_named_by_the_block_it_is_final_in(tmp_path):
+    async with open_world(tmp_path, FEE, sealing="manual", finality_lag=4) as w:
+        await w.blocks(10)
+        before = w.net.balance(FEE.fee_address)
+
+        async def blocks():
+            await in_the_second_of_two_new_blocks(w)
+            await other_branch(w, then=8)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(blocks)
+            receipt = await w.chain.pay_fee(w.miner)
+        assert (await w.chain.receipt(receipt)).signer == w.miner.coldkeypub.ss58_address
+        assert w.net.balance(FEE.fee_address) - before == FEE.fee_rao
+
+
+async def test_a_ticket_of_a_dev_chain_that_was_started_anew_is_submitted_anew(world, tmp_path):  # noqa: F811
+    ticket, tickets = await ticket_for(world)
+    await world.blocks(50)
+    left = await s.submit(world.chain, world.miner, ticket, tickets, SETTINGS)
+    async with open_world(tmp_path / "again") as fresh:
+        fresh.net.register(NETUID, ticket.hotkey)
+        done = await s.submit(fresh.chain, world.miner, left, tickets, SETTINGS)
+        assert done.commit_block < left.commit_block
+        assert len(await fresh.chain.commitments()) == 1
