@@ -186,7 +186,7 @@ class _Demo:
 
     async def _submit_all(self, chain_url: str, host: str, wallets: dict[str, Any]) -> None:
         """The miners, one after the other, by the code of `crusades submit`."""
-        from crusades import fetch, rules, submission
+        from crusades import fetch, rules_apart, submission
         from crusades.asyncio_bridge import open_bridge
         from crusades.chain import open_chain
 
@@ -198,7 +198,7 @@ class _Demo:
                 wallet = wallets[example.name]
                 seen = await submission.preflight(
                     chain, f"{host}/{example.file}", str(wallet.hotkey.ss58_address), self.hparams.chain,
-                    preview=lambda url: fetch.preview(url, fetching), check=rules.scan,
+                    preview=lambda url: fetch.preview(url, fetching), check=rules_apart.scan_apart,
                 )  # fmt: skip
                 if seen.findings:  # a careless cheat would be stopped here; this one commits all the same
                     self.say(f"{example.name}: pre-flight warns: {seen.findings[0].rule} {seen.findings[0].message}")
