@@ -1,6 +1,6 @@
 """Hostile submissions before the real judge, in the real sandbox, with the rules switched off: what the walls, the referee
-and the audit make of them. Every case is one evaluation on one slot, one after the other; the honest baseline comes last
-and must be judged as if nothing had happened.
+and the audit make of them. Every case is one evaluation; two slots take them off one list, because most of the time is the
+start of the next sandbox. On each slot the honest baseline comes last and must be judged as if nothing had happened.
 """
 
 import hashlib
@@ -51,6 +51,12 @@ CASES: dict[str, tuple[str, set[int]]] = {
     "leaves weights that are not numbers": (
         TRAIN + "def inner_steps(m, it, o, n, d):\n    r = honest(m, it, o, n, d)\n    [p.data.fill_(float('nan')) for p in m.parameters()]\n    return r\n", {1402}),
     "lies about its tokens": (TRAIN + "def inner_steps(m, it, o, n, d):\n    r = honest(m, it, o, n, d)\n    r.total_tokens *= 2\n    return r\n", {1404}),
+    "claims numbers that no float holds": (
+        FORGED_FRAME + TRAIN + "def inner_steps(m, it, o, n, d):\n    honest(m, it, o, n, d)\n    say(t='done', run=0, claimed_ns=10**400, final_loss=1.0, total_tokens=10**400, logits_shape=[8, 127, 1024], batches=5)\n    while True: pass\n", {1306}),
+    "speaks to the terminal in a frame": (FORGED_FRAME + "def inner_steps(*a):\n    say(t='\\x1b[2J\\u202e')\n    while True: pass\n", {1306}),
+    "speaks to the terminal in a failure": (
+        FORGED_FRAME + "def inner_steps(*a):\n    say(t='failed', stage='run', kind='rule', message='\\x1b]0;x\\x07\\u202e' * 900, rule='\\x1b[2J', line=-7)\n    while True: pass\n", {1201}),
+    "speaks to the terminal in an exception": ("def inner_steps(*a):\n    raise RuntimeError('\\x1b[2J\\u202e' * 5000)\n", {1302}),
     "lies about its loss": (TRAIN + "def inner_steps(m, it, o, n, d):\n    r = honest(m, it, o, n, d)\n    r.final_loss -= 1\n    return r\n", {1404}),
     "returns somebody else's logits": (TRAIN + "def inner_steps(m, it, o, n, d):\n    r = honest(m, it, o, n, d)\n    r.final_logits = r.final_logits.roll(1, 0)\n    return r\n", {1404}),
     "trains a copy of the weights": (
@@ -59,7 +65,39 @@ CASES: dict[str, tuple[str, set[int]]] = {
         TRAIN + "def inner_steps(m, it, o, n, d):\n    kept = [p.detach().clone() for p in m.parameters()]\n    r = honest(m, it, o, n, d)\n    [p.data.copy_(k) for p, k in zip(m.parameters(), kept)]\n    return r\n", {1401, 1403}),
     "raises the learning rate": (TRAIN + "def inner_steps(m, it, o, n, d):\n    o.param_groups[0]['lr'] = 3e-4\n    return honest(m, it, o, n, d)\n", {1401, 1403}),
 }  # fmt: skip
+GUARDED: dict[str, tuple[str, str, int]] = {
+    "swallows a denial while loading": ("try:\n    import os\nexcept BaseException:\n    pass\n" + BASELINE, "R101", 2),
+    "swallows a denial while running": (
+        TRAIN + "def inner_steps(m, it, o, n, d):\n    try:\n        import socket\n    except BaseException:\n        pass\n    return honest(m, it, o, n, d)\n", "R102", -4),
+    "hides a denial behind another failure": ("try:\n    import gc\nexcept BaseException:\n    raise ValueError('something else')\n", "R103", 2),
+    "is denied when its result is looked at": (
+        TRAIN + "class Late:\n    def __init__(self, r): self.r = r\n    final_logits = property(lambda s: s.r.final_logits)\n    final_loss = property(lambda s: s.r.final_loss)\n"
+        "    @property\n    def total_tokens(self):\n        try:\n            eval('1')\n        except BaseException:\n            return self.r.total_tokens\n"
+        "def inner_steps(m, it, o, n, d):\n    return Late(honest(m, it, o, n, d))\n", "R201", -5),
+}  # fmt: skip
+"""Run under the import hook, without the scanner, which would have named each of them: (source, rule, line; from the end if negative)."""
 NOISY = TRAIN + "def inner_steps(m, it, o, n, d):\n    print('\\x1b[2J' + 'x' * 2_000_000)\n    return honest(m, it, o, n, d)\n"
+
+
+PROGRAMS = {**{name: text for name, (text, _) in CASES.items()}, **{name: text for name, (text, _, _) in GUARDED.items()}, "noisy": NOISY}
+
+
+def _slot(name: str, settings: hparams.HParams, folder: Path) -> SlotConfig:
+    return SlotConfig(name=name, device="cpu", index=0, profile_name="tiny", hparams=settings, workdir=folder)
+
+
+async def judge(slot, name: str, text: str):
+    content = text.encode()
+    source = Source(sha256=hashlib.sha256(content).hexdigest(), content=content, url="", fetched_at=0.0)
+    return await slot.evaluate(Job(name, source, commit_block=0, block=0, skip_rules=name not in GUARDED))
+
+
+async def work_off(slot, waiting: list[str], verdicts) -> None:
+    """One slot's share of the list, and what an honest miner gets on it afterwards."""
+    while waiting:
+        name = waiting.pop(0)
+        verdicts[name] = await judge(slot, name, PROGRAMS[name])
+    verdicts[f"baseline on {slot.config.name}"] = await judge(slot, "baseline", BASELINE)
 
 
 async def judge_all(folder: Path):
@@ -69,14 +107,13 @@ async def judge_all(folder: Path):
     box = msgspec.structs.replace(settings.sandbox, memory_bytes=3 << 30)
     settings = msgspec.structs.replace(settings, profiles={**settings.profiles, "tiny": profile}, sandbox=box)
     verdicts = {}
-    programs = {**{name: text for name, (text, _) in CASES.items()}, "noisy": NOISY, "baseline": BASELINE}
-    async with open_slot(SlotConfig(name="cpu", device="cpu", index=0, profile_name="tiny", hparams=settings, workdir=folder / "slot")) as slot:
-        referee = slot._referee
-        for name, text in programs.items():
-            content = text.encode()
-            source = Source(sha256=hashlib.sha256(content).hexdigest(), content=content, url="", fetched_at=0.0)
-            verdicts[name] = await slot.evaluate(Job(name, source, commit_block=0, block=0, skip_rules=True))
-        verdicts["same referee"] = slot._referee is referee
+    waiting = [*CASES, *GUARDED, "noisy"]
+    async with open_slot(_slot("cpu", settings, folder / "first")) as slot, open_slot(_slot("second", settings, folder / "second")) as second:
+        referees = slot._referee, second._referee
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(work_off, slot, waiting, verdicts)
+            nursery.start_soon(work_off, second, waiting, verdicts)
+        verdicts["same referees"] = (slot._referee, second._referee) == referees
     return verdicts
 
 
@@ -94,15 +131,33 @@ def test_it_is_rejected_for_what_it_did(verdicts, name):
     assert verdict.score_mfu is None
 
 
+@pytest.mark.parametrize("name", GUARDED)
+def test_a_denial_that_was_swallowed_is_final(verdicts, name):
+    source, rule, line = GUARDED[name]
+    verdict = verdicts[name]
+    expected = line if line > 0 else len(source.splitlines()) + 1 + line
+    assert (verdict.verdict, verdict.code, verdict.rule, verdict.line) == (Outcome.REJECTED, 1201, rule, expected), verdict.message
+    assert verdict.message.count("line") == 1, "the line is named once"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_message_moves_a_cursor(verdicts, name):
+    message = verdicts[name].message
+    assert len(message) < 20_000
+    assert not any((ord(c) < 0x20 and c != "\n") or 0x7F <= ord(c) < 0xA0 or c in "\u202e\u2066" for c in message + (verdicts[name].rule or ""))
+
+
 def test_a_flood_of_output_is_cut_and_costs_nobody_anything(verdicts):
     assert verdicts["noisy"].verdict is Outcome.ACCEPTED, verdicts["noisy"].message
     assert 0 < len(verdicts["noisy"].output_tail) <= 64 << 10
 
 
-def test_the_next_submission_is_judged_right(verdicts):
-    assert verdicts["baseline"].verdict is Outcome.ACCEPTED, verdicts["baseline"].message
-    assert all(run.audit.passed for run in verdicts["baseline"].runs)
+@pytest.mark.parametrize("slot", ["cpu", "second"])
+def test_the_next_submission_is_judged_right(verdicts, slot):
+    verdict = verdicts[f"baseline on {slot}"]
+    assert verdict.verdict is Outcome.ACCEPTED, verdict.message
+    assert all(run.audit.passed for run in verdict.runs)
 
 
 def test_no_submission_took_the_referee_down(verdicts):
-    assert verdicts["same referee"]
+    assert verdicts["same referees"]
