@@ -56,6 +56,7 @@ class Bells:
     queue: Bell = field(default_factory=Bell)
     head: Bell = field(default_factory=Bell)
     shown: Bell = field(default_factory=Bell)
+    health: Bell = field(default_factory=Bell)
 
 
 class Judge(Protocol):
@@ -118,7 +119,9 @@ class Context:
 
     def ready(self, subsystem: str, word: str = "ready") -> None:
         """What `/readyz` says of a subsystem."""
-        self.board.ready[subsystem] = word
+        if self.board.ready.get(subsystem) != word:
+            self.board.ready[subsystem] = word
+            self.bells.health.ring()
 
     def problem(self, subsystem: str, words: str = "") -> None:
         """Something is wrong (or, with no words, not any more)."""

@@ -122,6 +122,7 @@ async def stop_intake(stop: trio.Event, ctx: Context, intake: trio.CancelScope) 
     log.info("stopping: a running evaluation gets %g s to end its run", ctx.hparams.daemon.shutdown_grace)
     notify("STOPPING=1", ctx.systemd)
     ctx.stopping.set()
+    ctx.bells.health.ring()
     intake.cancel()
 
 

@@ -85,7 +85,9 @@ class Metrics:
         self.problems = self._gauge("problems", "How many subsystems report a problem")
         self.progress_age = self._gauge("progress_age_seconds", "Since a subsystem's last progress", "subsystem")
         self.late = self._gauge("subsystem_late", "1 while a subsystem is past its own deadline", "subsystem")
-        self.stalls = self._counter("event_loop_stalls_total", "Steps of a task that held the event loop longer than 50 ms")
+        self.stalls = self._counter("event_loop_stalls_total", "Steps of a task that held the event loop longer than 50 ms, computing or waiting", "how")
+        for how in ("computing", "waiting"):
+            self.stalls.labels(how=how)  # a rate needs a zero to start from
         self.stall_max = self._gauge("event_loop_stall_max_seconds", "The longest step since the last look")
         self.disk_free = self._gauge("disk_free_bytes", "Free in the state directory")
         self.store_bytes = self._gauge("store_bytes", "Size of the database")

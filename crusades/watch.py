@@ -15,7 +15,7 @@ import trio
 from crusades.alerts import Facts, Telling, alerts
 from crusades.context import Context
 from crusades.logs import redactor
-from crusades.watchdog import Stalls, heartbeat, notify, status_line, tell, watchdog_interval
+from crusades.watchdog import STALL, Stalls, heartbeat, notify, status_line, tell, watchdog_interval
 
 log = logging.getLogger("crusades.watch")
 
@@ -37,6 +37,7 @@ async def watch(ctx: Context) -> None:
     async with httpx.AsyncClient() as client:
         try:
             while True:
+                seen = ctx.bells.health.count
                 late = ctx.health.late()
                 await _show(ctx, late, stalls)
                 if not told_ready and is_up(ctx):
@@ -54,7 +55,8 @@ async def watch(ctx: Context) -> None:
                 if trio.current_time() >= next_alerts:
                     next_alerts = trio.current_time() + ALERT_LOOK
                     await _tell_people(ctx, late, telling, client)
-                await _sleep(ctx, interval)
+                # At once when somebody became ready, or the daemon begins to stop: systemd waits for both.
+                await ctx.bells.health.wait(seen, min(1.0, interval) if ctx.stopping.is_set() else interval)
         finally:
             trio.lowlevel.remove_instrument(stalls)
 
@@ -72,15 +74,6 @@ async def tell_viewers(ctx: Context) -> None:
                 told[name] = view
                 await ctx.store.emit("slot", view, view.submission_id)
         await ctx.bells.shown.wait(seen)
-
-
-async def _sleep(ctx: Context, seconds: float) -> None:
-    """`seconds`, or until the daemon begins to stop (which systemd should hear at once)."""
-    if ctx.stopping.is_set():
-        await trio.sleep(min(1.0, seconds))
-        return
-    with trio.move_on_after(seconds):
-        await ctx.stopping.wait()
 
 
 def is_up(ctx: Context) -> bool:
@@ -118,12 +111,12 @@ async def _show(ctx: Context, late: dict[str, str], stalls: Stalls) -> None:
 def _watch_loop(ctx: Context) -> Stalls:
     named = 0
 
-    def on_stall(task: str, took: float) -> None:
+    def on_stall(task: str, took: float, computed: float) -> None:
         nonlocal named
-        ctx.metrics.stalls.inc()
+        ctx.metrics.stalls.labels(how="computing" if computed > STALL else "waiting").inc()
         named += 1
         if named <= NAMED_STALLS:
-            log.warning("%s held the event loop for %.0f ms", task, took * 1000)
+            log.warning("%s held the event loop for %.0f ms, of which it computed %.0f", task, took * 1000, computed * 1000)
 
     stalls = Stalls(on_stall)
     trio.lowlevel.add_instrument(stalls)

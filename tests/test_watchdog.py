@@ -44,18 +44,18 @@ async def test_a_retired_subsystem_is_never_late(autojump_clock):
 
 
 def test_a_step_that_holds_the_loop_is_named():
-    now = [0.0]
+    now, cpu = [0.0], [0.0]
     seen = []
-    stalls = Stalls(lambda name, took: seen.append((name.rpartition(".")[2], took)), clock=lambda: now[0])
+    stalls = Stalls(lambda name, took, computed: seen.append((name.rpartition(".")[2], took, computed)), clock=lambda: now[0], cpu_clock=lambda: cpu[0])
 
     async def hog():
         await trio.lowlevel.checkpoint()
         now[0] += 0.2
+        cpu[0] += 0.15
         await trio.lowlevel.checkpoint()
 
     trio.run(hog, instruments=[stalls])
-    assert [took for _, took in seen] == [pytest.approx(0.2)]
-    assert seen[0][0] == "hog"
+    assert seen == [("hog", pytest.approx(0.2), pytest.approx(0.15))]
     assert stalls.take_longest() == pytest.approx(0.2)
     assert stalls.take_longest() == 0.0
 
