@@ -61,7 +61,8 @@ async def measure(lab, arguments):
         await listener.bind(str(lab.folder / "notify"))
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "NOTIFY_SOCKET": str(lab.folder / "notify"), "WATCHDOG_USEC": "60000000"}
         began = time.perf_counter()
-        process = subprocess.Popen([sys.executable, "-m", "crusades.validator", "--network", lab.net.url, "--netuid", "1", "--wallet.name", "validator",
+        process = subprocess.Popen(  # noqa: ASYNC220 - what it starts lives as long as we do
+            [sys.executable, "-m", "crusades.validator", "--network", lab.net.url, "--netuid", "1", "--wallet.name", "validator",
                                     "--wallet.path", str(lab.folder / "wallets"), "--state-dir", str(lab.state_dir), "--web", "127.0.0.1:0",
                                     "--accept-empty-state"], stdout=file, stderr=file, env=environment)  # fmt: skip
         try:
