@@ -1,8 +1,8 @@
-"""500 random faults against the chain adapter: nothing committed is lost or invented, and the weights are those asked.
+"""500 random faults around a whole daemon and its store: nothing committed is lost or invented, and the weights are those asked.
 
     python benchmarks/chain_faults.py [--faults 500] [--per-run 25] [--seed 1]
 
-Each run is a fresh devnet with three miners, a reader and a weight keeper (tests/chain_chaos.py). Prints one line per run
+Each run is a fresh devnet with three miners and a daemon with the real store (tests/chain_chaos.py). Prints one line per run
 and ends with 1 when one of them failed. A failing seed is repeated with --seed and --faults 25; timing differs from run to
 run, so it may take a few attempts.
 """
@@ -38,8 +38,8 @@ def main() -> int:
         words = verdict(story)
         bad += bool(words)
         injected, struck, committed = injected + count, struck + story.struck, committed + len(story.committed)
-        print(f"seed {seed}: {count} faults, {story.struck} met by a call, {len(story.committed)} commitments, {len(story.counted)} read, "
-              f"errors {story.errors}, {story.seconds:.1f} s: {words or 'ok'}", flush=True)
+        print(f"seed {seed}: {count} faults, {story.struck} met by a call, {len(story.committed)} commitments, {len(story.counted)} in the store, "
+              f"{story.restarts} restarts, errors {story.errors}, {story.seconds:.1f} s: {words or 'ok'}", flush=True)
         seed += 1
     print(f"{injected} faults injected ({struck} met by a call, the others were outages, reorganisations, or found no call to meet), {committed} commitments: {bad} runs failed")
     return 1 if bad else 0
