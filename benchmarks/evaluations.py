@@ -18,7 +18,8 @@ from pathlib import Path
 import trio
 
 from crusades import hparams
-from crusades.bench.evaluate import BenchConfig, Job, _bench_slot, open_slot, read_submission
+from crusades.bench.evaluate import Job, open_slot
+from crusades.bench.local import BenchConfig, bench_slot, read_submission
 
 
 async def measure(config: BenchConfig, times: int) -> dict[str, object]:
@@ -26,7 +27,7 @@ async def measure(config: BenchConfig, times: int) -> dict[str, object]:
     verdicts, seconds, gaps = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
-        async with open_slot(_bench_slot(config, Path(folder) / "slot")) as slot:
+        async with open_slot(bench_slot(config, Path(folder) / "slot")) as slot:
             up = time.monotonic() - started
             for number in range(times):
                 began = time.monotonic()

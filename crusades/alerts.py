@@ -79,8 +79,7 @@ class Telling:
         """The messages to send now."""
         messages = []
         standing = {alert.key: alert for alert in current}
-        for key in [key for key in self._told if key not in standing]:
-            messages.append(f"over: {self._told.pop(key)[1]}")
+        messages += [f"over: {self._told.pop(key)[1]}" for key in [key for key in self._told if key not in standing]]
         for key, alert in standing.items():
             if key not in self._told or now - self._told[key][0] >= REPEAT:
                 messages.append(alert.text)

@@ -111,7 +111,7 @@ async def _bench(arguments: Arguments) -> Verdict:
     import tempfile
 
     from crusades import fetch
-    from crusades.bench.evaluate import BenchConfig, run_bench
+    from crusades.bench.local import BenchConfig, run_bench
     from crusades.records import Reason, rejected
 
     hparams = read_hparams(arguments)
@@ -191,8 +191,10 @@ def calibrate(arguments: Arguments) -> int:
     kind, _, index = device.partition(":")
     if kind == "cuda":
         os.environ["CUDA_VISIBLE_DEVICES"] = index or "0"
-    out = Path(arguments.out or f"calibration-{profile}")
-    config = CalibrateConfig(profile_name=profile, profile=hparams.profile(profile), device=kind, out=out, exams=arguments.exams, seconds=arguments.seconds, on_progress=say)
+    out, honest = Path(arguments.out or f"calibration-{profile}"), tuple(Path(path) for path in arguments.honest)
+    if missing := [path for path in honest if not path.is_file()]:
+        raise UsageError(f"--honest {missing[0]}: there is no such file")
+    config = CalibrateConfig(profile_name=profile, profile=hparams.profile(profile), device=kind, out=out, exams=arguments.exams, submissions=honest, seconds=arguments.seconds, on_progress=say)
     if not measure(config):
         print(f"stopped after {arguments.seconds:.0f} s; the same command goes on from {out}")
         return 0

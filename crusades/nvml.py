@@ -76,6 +76,8 @@ class Blame(Record, frozen=True, kw_only=True):
 
     void: str = ""
     """Hardware or a neighbour: the run does not count and is repeated."""
+    broken: str = ""
+    """The part of `void` that can make a program fail, and not only be slow."""
     own: str = ""
     """The submission broke something: its failure."""
     unknown: str = ""
@@ -93,12 +95,13 @@ def classify(samples: Sequence[Sample], xids: Sequence[Xid], is_ours: Callable[[
     counters = [sample.ecc_uncorrected for sample in samples if sample.ecc_uncorrected is not None]
     if counters and counters[-1] > counters[0]:
         void.append(f"{counters[-1] - counters[0]} uncorrected ECC errors")
+    broken = "; ".join(void)
     bits = _all_bits(samples)
     void += [words for bit, words in SLOWDOWNS.items() if bits & bit]
     foreign = sorted({pid for sample in samples for pid in sample.pids if is_ours(pid) is False})
     if foreign:
         void.append(f"process {', '.join(map(str, foreign))} on the card is not ours")
-    return Blame(void="; ".join(void), own="; ".join(dict.fromkeys(own)), unknown="; ".join(dict.fromkeys(unknown)))
+    return Blame(void="; ".join(void), broken=broken, own="; ".join(dict.fromkeys(own)), unknown="; ".join(dict.fromkeys(unknown)))
 
 
 def summarise(samples: Sequence[Sample], xids: Sequence[Xid] = ()) -> dict[str, float]:
@@ -299,6 +302,7 @@ class Window:
     def blame(self, ours: frozenset[int]) -> Blame:
         """Whose doing it was; `ours` are the host process numbers of referee and contestant. A lost card is nobody's run."""
         if self._sampler.lost:
-            return Blame(void=f"the card was lost: {self._sampler.lost}")
+            words = f"the card was lost: {self._sampler.lost}"
+            return Blame(void=words, broken=words)
         samples, xids = self._sampler.between(self.begin, self.end)
         return classify(samples, xids, lambda pid: descends_from(pid, ours))

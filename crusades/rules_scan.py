@@ -9,7 +9,8 @@ from __future__ import annotations
 from itertools import islice
 
 from crusades.records import Finding
-from crusades.rules_checks import Checker, Hit
+from crusades.rules_checks import Checker
+from crusades.rules_names import Hit
 from crusades.rules_resolve import Tangled
 from crusades.rules_scopes import collect
 from crusades.rules_source import (

@@ -16,6 +16,7 @@ import trio
 from crusades.bench import protocol as p
 from crusades.faults import fault
 from crusades.records import Reason
+from crusades.sandbox.box import ExitStatus
 
 if TYPE_CHECKING:
     from crusades.bench.evaluate import SlotConfig
@@ -31,19 +32,12 @@ class Box(Protocol):
 
     limits: dict[str, str]
 
-    async def wait(self) -> ExitLike: ...
+    @property
+    def pid(self) -> int: ...
+    async def wait(self) -> ExitStatus: ...
     async def kill(self) -> None: ...
     def alive(self) -> bool: ...
     def output_tail(self) -> str: ...
-
-
-class ExitLike(Protocol):
-    """How a process ended."""
-
-    code: int | None
-    signal: int | None
-    oom_killed: bool
-    text: str
 
 
 class Contestant:
@@ -66,6 +60,11 @@ class Contestant:
         target.write_bytes(content)
         target.chmod(0o444)
         return self._path
+
+    @property
+    def pid(self) -> int:
+        """The outermost process on the host; everything of the submission descends from it."""
+        return self._box.pid
 
     def alive(self) -> bool:
         """Whether the process still runs."""
@@ -108,11 +107,10 @@ def start_contestant(config: SlotConfig, channel: socket.socket) -> Contestant:
     return Contestant(box, directory, f"{INSIDE_SUBMISSION}/train.py", ())
 
 
-class _PlainExit:
-    def __init__(self, returncode: int) -> None:
-        self.code, self.signal = (returncode, None) if returncode >= 0 else (None, -returncode)
-        self.oom_killed = False
-        self.text = f"exit code {returncode}" if returncode >= 0 else f"killed by {signal.Signals(-returncode).name}"
+def _exit_status(returncode: int) -> ExitStatus:
+    if returncode >= 0:
+        return ExitStatus(code=returncode, signal=None, oom_killed=False, text=f"exit code {returncode}")
+    return ExitStatus(code=None, signal=-returncode, oom_killed=False, text=f"killed by {signal.Signals(-returncode).name}")
 
 
 class _PlainBox:
@@ -123,7 +121,7 @@ class _PlainBox:
         self._log = config.workdir / "contestant.log"
         environment = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH", "LANG") if key in os.environ}
         environment |= {"HOME": str(config.workdir), "CRUSADES_CHANNEL_FD": str(channel.fileno()), "TMPDIR": tempfile.gettempdir()}
-        environment |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": str(config.index) if config.device == "cuda" else ""}
+        environment |= {"HF_HUB_OFFLINE": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": str(config.index) if config.device == "cuda" else ""}
         with self._log.open("wb") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", str(PACKAGE / "bench" / "inside" / "main.py")], stdin=subprocess.DEVNULL, stdout=output,
@@ -131,17 +129,21 @@ class _PlainBox:
             )  # fmt: skip
         self._tail_bytes = config.hparams.sandbox.output_bytes
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    async def wait(self) -> _PlainExit:
+    async def wait(self) -> ExitStatus:
         if self._process.poll() is None:
             pidfd = os.pidfd_open(self._process.pid)
             try:
                 await trio.lowlevel.wait_readable(pidfd)
             finally:
                 os.close(pidfd)
-        return _PlainExit(self._process.wait())
+        return _exit_status(self._process.wait())
 
     async def kill(self) -> None:
         if self._process.poll() is None:

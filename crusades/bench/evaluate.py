@@ -7,25 +7,24 @@ A submission's failure is a `Verdict`; ours is a `SandboxFault`, `RefereeFault` 
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import socket
-import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import trio
 
 from crusades.bench import mfu
 from crusades.bench import protocol as p
+from crusades.bench.card import MOST_VOIDS, Card, settle
 from crusades.bench.contestant import Contestant, start_contestant
 from crusades.bench.link import RefereeLink, start_referee
-from crusades.errors import CrusadesError, DeviceFault, RefereeFault, SandboxFault, UsageError
+from crusades.errors import CrusadesError, DeviceFault, RefereeFault, SandboxFault
 from crusades.hparams import HParams, Profile
 from crusades.records import Outcome, Reason, Run, SlotView, Source, Verdict, rejected
 
@@ -33,8 +32,6 @@ ReportT = TypeVar("ReportT", bound=p.Frame)
 
 NOBODY = 1 << 62
 """A commit block later than any: exams that may serve it are exams that nobody has seen."""
-SPARE_EXAMS = 2
-"""Exams beyond the planned runs on a GPU slot: hardware may void a run at most this often (design.md §2.2)."""
 
 
 async def _ignore_run(_: Run) -> None:
@@ -87,6 +84,7 @@ class Slot:
         self._referee: RefereeLink | None = None
         self._facts: p.Configured | None = None
         self._contestant: Contestant | None = None
+        self._card = Card(config.index if config.device == "cuda" else None)
         self._lock = trio.Lock()
         self._state, self._detail, self._since, self._submission = "warming", "", time.time(), ""
         self.exam_seconds: list[tuple[int, float]] = []
@@ -103,7 +101,8 @@ class Slot:
     # ---------------------------------------------------------------- life
 
     async def start(self) -> None:
-        """Start the referee and let it load the model. Raises RefereeFault, DeviceFault or ConfigError."""
+        """Take the card, start the referee and let it load the model. Raises RefereeFault, DeviceFault or ConfigError."""
+        await trio.to_thread.run_sync(self._card.open)
         shutil.rmtree(self.config.workdir, ignore_errors=True)
         self.config.workdir.mkdir(parents=True)
         await self._start_referee()
@@ -122,6 +121,7 @@ class Slot:
             if self._referee is not None:
                 await self._referee.kill()
                 self._referee = None
+        self._card.close()
 
     async def warm(self) -> None:
         """While idle: unused exams in host memory, and a sandbox with torch imported and the model built. Idempotent."""
@@ -152,7 +152,7 @@ class Slot:
         await self._ready_referee()
         planned = self._profile.runs + 1 - len(job.finished_runs)
         job.on_progress("preparing exams")
-        await self._prepare(job.submission_id, job.commit_block, planned + (SPARE_EXAMS if self.config.device == "cuda" else 0))
+        await self._prepare(job.submission_id, job.commit_block, planned + (MOST_VOIDS if self._card.watched else 0))
         job.on_progress("starting the sandbox")
         if self._contestant is None or not self._contestant.alive():
             await self._drop_contestant()
@@ -165,26 +165,54 @@ class Slot:
 
             rules = hook_table()
         job.on_progress("loading")
-        loaded = await self._ask(p.LoadSubmission(path=path, rules=rules), p.SubmissionLoaded, 2 * self._profile.deadlines.load + 30)
+        loaded = await self._ask(p.LoadSubmission(path=path, rules=rules, runs=planned), p.SubmissionLoaded, 2 * self._profile.deadlines.load + 30)
         if loaded.reason:
             return await self._verdict(job, [], loaded.reason)
         return await self._runs(job)
 
     async def _runs(self, job: Job) -> Verdict:
         runs: list[Run] = []
-        scored = list(job.finished_runs)
-        for index in range(self._profile.runs + 1 - len(scored)):
-            words = f"run {len(scored) + index} of {self._profile.runs}" if index else "warm-up"
+        done, voids = len(job.finished_runs), 0
+        index = 0  # of this process: 0 warms up
+        while index < self._profile.runs + 1 - done:
+            words = f"run {done + index} of {self._profile.runs}" if index else "warm-up"
             job.on_progress(words)
             self._say("running", words, job.submission_id)
-            order = p.DoRun(index=index and index + len(job.finished_runs), scored=index > 0, submission_id=job.submission_id, commit_block=job.commit_block, block=job.block)
-            ran = await self._ask(order, p.Ran, self._run_deadline(index))
+            ran = await self._one_run(job, index, done)
             if ran.run:
                 runs.append(ran.run)
                 await job.on_run(ran.run)
             if ran.reason:
-                return await self._verdict(job, scored + runs, ran.reason, gone=ran.contestant_gone)
-        return await self._verdict(job, scored + runs, None)
+                return await self._verdict(job, [*job.finished_runs, *runs], ran.reason, gone=ran.contestant_gone)
+            if ran.run and ran.run.void:
+                voids += 1
+                job.on_progress(f"{words} is void: {ran.run.void}")
+                if voids > MOST_VOIDS:
+                    raise DeviceFault(f"{voids} runs of one evaluation were void; the last: {ran.run.void}")
+                continue
+            index += 1
+        runs, reason = await self._compare_anchors(job, runs)
+        return await self._verdict(job, [*job.finished_runs, *runs], reason)
+
+    async def _compare_anchors(self, job: Job, runs: list[Run]) -> tuple[list[Run], Reason | None]:
+        """The contestant has done its part: end it, and have one step of some runs compared at its own weights."""
+        if not self._profile.audit.anchored_runs:
+            return runs, None
+        assert self._contestant is not None
+        job.on_progress("comparing anchored steps")
+        await self._contestant.kill()
+        compared = await self._ask(p.CompareAnchors(), p.AnchorsCompared, 60.0 + 120.0 * self._profile.audit.anchored_runs)
+        audits = {found.place: found.audit for found in compared.runs}
+        runs = [msgspec.structs.replace(run, audit=audits.get(place, run.audit)) for place, run in enumerate(runs)]
+        return runs, next((found.reason for found in compared.runs if found.reason), None)
+
+    async def _one_run(self, job: Job, index: int, done: int) -> p.Ran:
+        assert self._referee is not None
+        assert self._contestant is not None
+        order = p.DoRun(index=index and index + done, scored=index > 0, submission_id=job.submission_id, commit_block=job.commit_block, block=job.block)
+        with self._card.window(frozenset({self._referee.pid, self._contestant.pid})) as seen:
+            ran = await self._ask(order, p.Ran, self._run_deadline(index))
+        return settle(ran, seen.blame, seen.telemetry)
 
     def _run_deadline(self, index: int) -> float:
         limits = self._profile.deadlines
@@ -197,7 +225,7 @@ class Slot:
         if reason and gone:
             reason = await contestant.explain_exit(reason)
         notes = (*(("rules were not applied: judged by the audit alone",) if job.skip_rules else ()), *contestant.notes)
-        extra = {
+        extra: dict[str, Any] = {
             "runs": tuple(runs), "device": facts.device, "peak_tflops": facts.peak_tflops, "peak_source": facts.peak_source, "model": facts.model,
             "profile": self.config.profile_name, "rules_version": self.config.hparams.rules_version(self.config.profile_name),
             "environment": {**facts.versions, **contestant.versions, **{f"limit.{k}": v for k, v in contestant.limits.items()}, "source_sha256": job.source.sha256},
@@ -287,67 +315,3 @@ async def open_slot(config: SlotConfig) -> AsyncIterator[Slot]:
         yield slot
     finally:
         await slot.stop()
-
-
-# ------------------------------------------------------------------------------------------------ crusades bench
-
-
-@dataclass(frozen=True)
-class BenchConfig:
-    """One evaluation on this machine: the validator's own judge (design.md §7.2)."""
-
-    path: Path
-    hparams: HParams
-    profile_name: str
-    device: str = "auto"
-    """"auto", "cpu" or "cuda:N"."""
-    runs: int | None = None
-    skip_rules: bool = False
-    sandboxed: bool = True
-    cache_dir: Path | None = None
-    on_progress: Callable[[str], None] = field(default=lambda words: None)
-
-
-def read_submission(path: Path, max_bytes: int) -> Source:
-    """A train.py of this machine as a Source. Raises UsageError for a file that no host could serve as a submission."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    if len(content) > max_bytes:
-        raise UsageError(f"{path} has {len(content)} bytes; the rules allow {max_bytes}")
-    try:
-        content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8: {error}") from error
-    return Source(sha256=hashlib.sha256(content).hexdigest(), content=content, url=path.resolve().as_uri(), fetched_at=time.time())
-
-
-def _bench_slot(config: BenchConfig, workdir: Path) -> SlotConfig:
-    wanted = config.hparams.profile(config.profile_name).device if config.device == "auto" else config.device
-    device, _, index = wanted.partition(":")
-    if device not in ("cpu", "cuda") or (index and not index.isdecimal()):
-        raise UsageError(f"--device is auto, cpu or cuda:N, not {config.device!r}")
-    hparams = config.hparams
-    if config.runs is not None:
-        profile = msgspec.structs.replace(hparams.profile(config.profile_name), runs=config.runs)
-        hparams = msgspec.structs.replace(hparams, profiles={**hparams.profiles, config.profile_name: profile})
-    return SlotConfig(name=wanted, device=device, index=int(index or 0), profile_name=config.profile_name, hparams=hparams, workdir=workdir,
-                      sandboxed=config.sandboxed, cache_dir=config.cache_dir)  # fmt: skip
-
-
-async def run_bench(config: BenchConfig) -> Verdict:
-    """Judge a file of this machine: static rules first (unless skipped), then the same slot as the validator's."""
-    source = read_submission(config.path, config.hparams.fetch.max_bytes)
-    if not config.skip_rules:
-        from crusades.rules import first_reason, scan
-
-        findings = scan(source.content)
-        if findings:
-            return rejected(first_reason(findings), profile=config.profile_name, rules_version=config.hparams.rules_version(config.profile_name),
-                            environment={"source_sha256": source.sha256})  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="crusades-bench-") as folder:
-        config.on_progress("loading the model")
-        async with open_slot(_bench_slot(config, Path(folder) / "slot")) as slot:
-            job = Job("bench", source, commit_block=0, block=0, skip_rules=config.skip_rules, on_progress=config.on_progress)
-            return await slot.evaluate(job)

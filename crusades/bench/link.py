@@ -84,7 +84,7 @@ class RefereeLink:
             header, payload = p.decode_prefix(bytes(self._buffer[:size]), header_cap=p.TRUSTED_HEADER_CAP, payload_cap=p.TRUSTED_PAYLOAD_CAP)
             if len(self._buffer) < size + header + payload:
                 return None
-            report = p.decode_header(p.reports, bytes(self._buffer[size : size + header]))
+            report: p.Report = p.decode_header(p.reports, bytes(self._buffer[size : size + header]))
         except ProtocolError as error:
             raise RefereeFault(f"the referee broke protocol: {error}") from error
         del self._buffer[: size + header + payload]
@@ -121,7 +121,8 @@ def start_referee(workdir: Path, gpu: int | None) -> RefereeLink:
     ours, theirs = socket.socketpair()
     log = workdir / "referee.log"
     environment = {key: os.environ[key] for key in PASSED_ENVIRONMENT if key in os.environ}
-    environment |= {"HOME": str(workdir), "CUDA_VISIBLE_DEVICES": "" if gpu is None else str(gpu)}
+    # NVML counts cards by bus address; without this order CUDA counts the fastest first.
+    environment |= {"HOME": str(workdir), "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "" if gpu is None else str(gpu)}
     environment["GOMP_SPINCOUNT"] = "3000"  # as in the sandbox: threads that spin for long starve everything else on a small machine, and each other
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     with theirs, log.open("wb") as output:

@@ -17,7 +17,7 @@ import msgspec
 
 from crusades.errors import ProtocolError
 from crusades.hparams import Profile
-from crusades.records import Reason, Run
+from crusades.records import Audit, Reason, Run
 
 T = TypeVar("T")
 PREFIX = struct.Struct("<II")
@@ -218,6 +218,8 @@ class LoadSubmission(Frame, frozen=True, kw_only=True, tag="load_submission"):
 
     path: str
     rules: dict[str, Any]
+    runs: int
+    """How many runs are planned, the warm-up included: among them the anchored ones are drawn."""
 
 
 class DoRun(Frame, frozen=True, kw_only=True, tag="do_run"):
@@ -234,7 +236,11 @@ class Release(Frame, frozen=True, kw_only=True, tag="release"):
     """The contestant is dead: drop its channel, wait until the card's memory is free, overwrite it."""
 
 
-Order = Configure | PrepareExams | Connect | LoadSubmission | DoRun | Release
+class CompareAnchors(Frame, frozen=True, kw_only=True, tag="compare_anchors"):
+    """All runs passed and the contestant is dead: audit the anchored steps at its own weights."""
+
+
+Order = Configure | PrepareExams | Connect | LoadSubmission | DoRun | CompareAnchors | Release
 
 
 # ------------------------------------------------------------------------------------------------ referee → daemon
@@ -285,6 +291,22 @@ class Ran(Frame, frozen=True, kw_only=True, tag="ran"):
     """The channel ended: the daemon knows the exit status and may say more."""
 
 
+class AnchoredRun(Frame, frozen=True, kw_only=True, tag="anchored_run"):
+    """The whole audit of a run whose step was compared once more."""
+
+    place: int
+    """Its place among the runs that this contestant made."""
+    audit: Audit
+    reason: Reason | None = None
+
+
+class AnchorsCompared(Frame, frozen=True, kw_only=True, tag="anchors_compared"):
+    """What the anchored steps say."""
+
+    runs: tuple[AnchoredRun, ...]
+    seconds: float
+
+
 class Released(Frame, frozen=True, kw_only=True, tag="released"):
     """The slot is clean."""
 
@@ -298,7 +320,7 @@ class RefereeError(Frame, frozen=True, kw_only=True, tag="referee_error"):
     code: int = 2002
 
 
-Report = Configured | ExamsReady | Connected | SubmissionLoaded | Ran | Released | RefereeError
+Report = Configured | ExamsReady | Connected | SubmissionLoaded | Ran | AnchorsCompared | Released | RefereeError
 
 _encoder = msgspec.json.Encoder()
 claims = msgspec.json.Decoder(Claim)

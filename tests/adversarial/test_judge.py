@@ -4,6 +4,7 @@ start of the next sandbox. On each slot the honest baseline comes last and must 
 """
 
 import hashlib
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -11,7 +12,10 @@ import pytest
 import trio
 
 from crusades import hparams
+from crusades.bench.card import Seen
 from crusades.bench.evaluate import Job, SlotConfig, open_slot
+from crusades.errors import DeviceFault
+from crusades.nvml import Blame
 from crusades.records import Outcome, Source
 
 pytestmark = [pytest.mark.kernel, pytest.mark.slow]
@@ -104,7 +108,7 @@ async def judge_all(folder: Path):
     settings = hparams.load(ROOT / "hparams.toml")
     deadlines = msgspec.structs.replace(settings.profile("tiny").deadlines, warmup=20.0, run=20.0, load=20.0)
     profile = msgspec.structs.replace(settings.profile("tiny"), runs=1, deadlines=deadlines)
-    box = msgspec.structs.replace(settings.sandbox, memory_bytes=3 << 30)
+    box = msgspec.structs.replace(settings.sandbox, memory_bytes=2 << 30)
     settings = msgspec.structs.replace(settings, profiles={**settings.profiles, "tiny": profile}, sandbox=box)
     verdicts = {}
     waiting = [*CASES, *GUARDED, "noisy"]
@@ -114,7 +118,34 @@ async def judge_all(folder: Path):
             nursery.start_soon(work_off, slot, waiting, verdicts)
             nursery.start_soon(work_off, second, waiting, verdicts)
         verdicts["same referees"] = (slot._referee, second._referee) == referees
+        source = Source(sha256=hashlib.sha256(BASELINE.encode()).hexdigest(), content=BASELINE.encode(), url="", fetched_at=0.0)
+        for disturbed in (2, 3):
+            slot._card, told = HotCard(1 + disturbed), []
+            job = Job(f"hot {disturbed}", source, commit_block=0, block=0, skip_rules=True, on_progress=told.append)
+            try:
+                verdicts[f"hot {disturbed}"] = await slot.evaluate(job)
+            except DeviceFault as fault:
+                verdicts[f"hot {disturbed}"] = fault
+            verdicts[f"told {disturbed}"] = told
     return verdicts
+
+
+class HotCard:
+    """Thermal slowdown during the first `windows` runs (warm-up included)."""
+
+    watched = True
+
+    def __init__(self, windows):
+        self.left = windows
+
+    @contextmanager
+    def window(self, ours):
+        self.left -= 1
+        assert len(ours) == 2
+        yield Seen({"samples": 1.0}, Blame(void="hardware thermal slowdown") if self.left >= 0 else Blame())
+
+    def close(self):
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +192,16 @@ def test_the_next_submission_is_judged_right(verdicts, slot):
 
 def test_no_submission_took_the_referee_down(verdicts):
     assert verdicts["same referees"]
+
+
+def test_a_void_run_is_recorded_and_made_again(verdicts):
+    verdict = verdicts["hot 2"]
+    assert verdict.verdict is Outcome.ACCEPTED
+    assert [(run.index, run.void) for run in verdict.runs] == [(0, ""), (1, "hardware thermal slowdown"), (1, "hardware thermal slowdown"), (1, "")]
+    assert verdict.score_mfu == verdict.runs[-1].mfu
+    assert "run 1 of 1 is void: hardware thermal slowdown" in verdicts["told 2"]
+
+
+def test_a_card_that_voids_every_run_is_our_fault_and_no_lottery(verdicts):
+    assert isinstance(verdicts["hot 3"], DeviceFault)
+    assert "3 runs of one evaluation were void" in str(verdicts["hot 3"])

@@ -38,7 +38,7 @@ def build(config: dict[str, Any], model_type: str, dtype: str, attention: str) -
     settings = AutoConfig.for_model(model_type, **values)
     settings.use_cache = False
     with parameters_on_meta():
-        model = AutoModelForCausalLM.from_config(settings, dtype=getattr(torch, dtype), attn_implementation=attention)
+        model: nn.Module = AutoModelForCausalLM.from_config(settings, dtype=getattr(torch, dtype), attn_implementation=attention)
     model.train()
     return model
 

@@ -86,27 +86,43 @@ def solve(columns: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     gram = gram / scale[:, None] / scale[None, :]
     ridge = 1e-9 * torch.eye(len(scale), dtype=torch.float64, device=gram.device)
-    return torch.linalg.solve(gram + ridge, right / scale) / scale
+    solution: torch.Tensor = torch.linalg.solve(gram + ridge, right / scale)
+    return solution / scale
 
 
 def audit(reads: Reads, expected: Expected, adam: Adam, group_min: int) -> list[Measured]:
     """Every statistic of one run. Non-finite input gives NaN values, which never pass."""
     steps = expected.gradient.shape[0]
-    v_hat = expected.exp_avg_sq[-1].float() / (1 - adam.beta2**steps)
-    scale = 1.0 / (v_hat.sqrt() + adam.epsilon)
+    scale = _scale(expected, adam, steps)
     g, ref = gradients(reads.exp_avg, adam.beta1) * scale, expected.gradient * scale
-    found = [
+    stale = _per_step("stale_gradient", steps, lambda s: (_stale(g[s], ref, s), ""))
+    return [*_of_gradients(g, scale, expected, group_min), stale, *_update(reads, expected), *_optimizer(reads, adam)]
+
+
+def anchored(exp_avg: torch.Tensor, expected: Expected, adam: Adam, steps: int, group_min: int) -> list[Measured]:
+    """Every statistic of one step's gradient. `exp_avg` (2, n) before and after it; `expected.gradient` (1, n) and `columns`
+    (1, parts, c) are those at the contestant's own weights; `steps` is how many the exam has (its v̂ is the unit)."""
+    scale = _scale(expected, adam, steps)
+    return _of_gradients(gradients(exp_avg, adam.beta1) * scale, scale, expected, group_min)
+
+
+def _scale(expected: Expected, adam: Adam, steps: int) -> torch.Tensor:
+    """D = 1 / (√v̂ + ε), by which every layer counts as Adam counts it."""
+    v_hat = expected.exp_avg_sq[-1].float() / (1 - adam.beta2**steps)
+    return 1.0 / (v_hat.sqrt() + adam.epsilon)
+
+
+def _of_gradients(g: torch.Tensor, scale: torch.Tensor, expected: Expected, group_min: int) -> list[Measured]:
+    """What can be said of scaled gradients (S, n) step by step."""
+    steps, ref = len(g), expected.gradient * scale
+    return [
         _per_step("gradient_error", steps, lambda s: (_relative(g[s], ref[s]), "")),
         _per_step("gradient_projection", steps, lambda s: (_off_one(_projection(g[s], ref[s])), "")),
-        _per_step("stale_gradient", steps, lambda s: (_stale(g[s], ref, s), "")),
         _per_step("outliers", steps, lambda s: (_outliers(g[s], ref[s]), "")),
         _per_step("silent", steps, lambda s: (_silent(g[s], ref[s]), "")),
         *_by_group(g, ref, expected, group_min),
         *_attributions(g, scale, expected),
-        *_update(reads, expected),
-        *_optimizer(reads, adam),
     ]
-    return found
 
 
 def _per_step(name: str, steps: int, measure: Callable[[int], tuple[float, str]]) -> Measured:

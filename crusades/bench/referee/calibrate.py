@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -94,7 +95,7 @@ def read_results(log: Path) -> list[Result]:
 
 
 def _measure(lab: Lab, variant: Variant, number: int) -> Result:
-    common = {"variant": variant.name, "population": variant.population, "dimension": variant.dimension, "work": variant.work, "choice": variant.choice, "exam": number}
+    common: dict[str, Any] = {"variant": variant.name, "population": variant.population, "dimension": variant.dimension, "work": variant.work, "choice": variant.choice, "exam": number}
     try:
         measured, seconds = lab.measure(variant.recipe)
     except (RuntimeError, torch.OutOfMemoryError, NotImplementedError) as error:  # a back-end this card lacks, or too little memory: reported
@@ -104,6 +105,10 @@ def _measure(lab: Lab, variant: Variant, number: int) -> Result:
         return Result(**common, seconds=0.0, statistics={}, error=f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
     statistics = {m.name: [float(f"{v:.6g}") if v == v and abs(v) != float("inf") else None for v in m.values] for m in measured}
     return Result(**common, seconds=seconds, statistics=statistics)
+
+
+def _size(value: float | None) -> float:
+    return float("inf") if value is None else abs(value)
 
 
 def write_report(config: CalibrateConfig, results: list[Result]) -> None:
@@ -149,7 +154,7 @@ def _report(origin: str, results: list[Result], limits: dict[str, list[float]]) 
         lines.append(f"| {row['dimension']} | {row['choice'] or '–'} | {row['caught']} of {row['of']} | {small} | {large} |")
     lines += ["\n## Limits\n", "By step; – where honest work and shortcuts overlap and the step is not judged.\n", "| statistic | worst honest | limits |", "|---|---|---|"]
     for name, values in limits.items():
-        worst = [max((abs(r.statistics[name][s]) if r.statistics[name][s] is not None else float("inf")) for r in honest) for s in range(len(honest[0].statistics[name]))]
+        worst = [max(_size(r.statistics[name][s]) for r in honest) for s in range(len(honest[0].statistics[name]))]
         told = " ".join("–" if v >= bounds.UNJUDGED else f"{v:.3g}" for v in values)
         lines.append(f"| {name} | {' '.join(f'{w:.3g}' for w in worst)} | {told} |")
     lines += ["\n## Every variant\n", "| variant | population | work left out | nearest limit | rejected by | gradient error, worst step |", "|---|---|---|---|---|---|"]

@@ -41,7 +41,7 @@ def _tapped(model: nn.Module) -> list[tuple[nn.Module, str, str]]:
     from transformers.pytorch_utils import Conv1D
 
     names = {id(p): n for n, p in model.named_parameters()}
-    found = []
+    found: list[tuple[nn.Module, str, str]] = []
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding | Conv1D):
             found += [(module, leaf, names[id(p)]) for leaf, p in module._parameters.items() if p is not None]

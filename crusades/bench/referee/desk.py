@@ -15,6 +15,7 @@ from crusades.bench import mfu
 from crusades.bench import protocol as p
 from crusades.bench.referee import audit as audits
 from crusades.bench.referee import verdict
+from crusades.bench.referee.anchor import Keeper, compare
 from crusades.bench.referee.data import open_corpus
 from crusades.bench.referee.exam import Exam, optimizer_settings
 from crusades.bench.referee.models import Reference, load_reference
@@ -68,13 +69,15 @@ class Desk:
                 return self._load(order)
             case p.DoRun():
                 return self._run(order)
+            case p.CompareAnchors():
+                return self._compare_anchors()
             case p.Release():
                 return self._release()
 
     @staticmethod
     def code_of(error: Exception) -> int:
-        """The fault-table row of our own failure."""
-        if isinstance(error, DeviceFault | torch.OutOfMemoryError):
+        """The fault-table row of our own failure. A sticky CUDA error in here is the card's: another context cannot cause one."""
+        if isinstance(error, DeviceFault | torch.OutOfMemoryError | torch.AcceleratorError):
             return 2003
         return 2006 if isinstance(error, ConfigError) else 2002
 
@@ -88,6 +91,7 @@ class Desk:
         self._reference = load_reference(order.profile.model, order.device, cache)
         corpus = open_corpus(order.profile.data, self._reference.vocabulary, cache)
         self._pool = ExamPool(self._reference, corpus, order.profile)
+        self._keeper = Keeper(self._reference, order.profile)
         self._peak = self._find_peak()
         self._settle()
         return p.Configured(
@@ -163,6 +167,7 @@ class Desk:
         return self._session
 
     def _load(self, order: p.LoadSubmission) -> p.SubmissionLoaded:
+        self._keeper.begin(order.runs)
         try:
             self._open_session().load(order.path, order.rules)
         except Charged as failure:
@@ -172,21 +177,26 @@ class Desk:
     def _run(self, order: p.DoRun) -> p.Ran:
         session = self._open_session()
         exam, initial = self._pool.take(order.submission_id, order.commit_block, order.block)
+        anchor = self._keeper.anchor()
         try:
-            outcome = session.run(order.index, exam, initial)
+            outcome = session.run(order.index, exam, initial, anchor)
         except Charged as failure:
             return p.Ran(reason=failure.reason, contestant_gone=failure.gone)
-        run = self._judge(order, outcome, exam)
-        return p.Ran(run=run, reason=verdict.reason_of(run.audit))
+        measured = self._measure(outcome, exam)
+        run = self._run_record(order, outcome, verdict.judge(measured, self._profile.limits))
+        reason = verdict.reason_of(run.audit)
+        if reason is None:
+            self._keeper.keep(anchor, exam, outcome.reads, measured)
+        return p.Ran(run=run, reason=reason)
 
-    def _judge(self, order: p.DoRun, outcome: Outcome, exam: Exam) -> Run:
-        profile, tokens = self._profile, self._profile.steps * self._profile.batch_size * self._profile.sequence_length
+    def _run_record(self, order: p.DoRun, outcome: Outcome, audit: Audit) -> Run:
+        tokens = self._profile.steps * self._profile.batch_size * self._profile.sequence_length
         seconds, done = outcome.timing.seconds, outcome.done
         return Run(
             index=order.index, scored=order.scored, seconds=seconds, claimed_seconds=done.claimed_ns / 1e9, read_seconds=outcome.timing.read_seconds,
             mfu=mfu.mfu_percent(self._flops_per_token(), tokens, seconds, self._peak.tflops), tokens_per_second=tokens / seconds,
             final_loss=done.final_loss, step_seconds=outcome.timing.step_seconds,
-            peak_memory_bytes=done.peak_memory, audit=self._audit(outcome, exam, tokens, profile),
+            peak_memory_bytes=done.peak_memory, audit=audit,
         )  # fmt: skip
 
     def _flops_per_token(self) -> float:
@@ -194,21 +204,43 @@ class Desk:
         return mfu.flops_per_token(self._reference.layout.parameters, layers=self._reference.layers, hidden=self._reference.hidden,
                                    sequence_length=self._profile.sequence_length, attention=self._profile.attention_flops)  # fmt: skip
 
-    def _audit(self, outcome: Outcome, exam: Exam, tokens: int, profile: Profile) -> Audit:
-        adam = audits.Adam(**optimizer_settings(profile))
-        measured = audits.audit(outcome.reads, expected_of(exam, self._device), adam, profile.audit.group_min)
-        measured += verdict.result_statistics(outcome.done.final_loss, exam.losses[-1], outcome.logits, exam.logits, outcome.done.total_tokens, tokens)
-        return verdict.judge(measured, profile.limits)
+    def _measure(self, outcome: Outcome, exam: Exam) -> list[audits.Measured]:
+        profile, tokens = self._profile, self._profile.steps * self._profile.batch_size * self._profile.sequence_length
+        measured = audits.audit(outcome.reads, expected_of(exam, self._device), self._adam(), profile.audit.group_min)
+        return measured + verdict.result_statistics(outcome.done.final_loss, exam.losses[-1], outcome.logits, exam.logits, outcome.done.total_tokens, tokens)
+
+    def _adam(self) -> audits.Adam:
+        return audits.Adam(**optimizer_settings(self._profile))
+
+    # ---------------------------------------------------------------- after the contestant
+
+    def _compare_anchors(self) -> p.AnchorsCompared:
+        """Only when the contestant is dead: the reference computes on the card, and its batches pass through it."""
+        assert self._reference is not None
+        started = time.monotonic()
+        self._end_session()
+        found = []
+        for kept in self._keeper.kept:
+            measured = compare(kept, self._reference, self._profile, expected_of(kept.exam, self._device), self._adam())
+            audit = verdict.judge([*kept.measured, *measured], self._profile.limits)
+            found.append(p.AnchoredRun(place=kept.run, audit=audit, reason=verdict.reason_of(audit)))
+        self._keeper.kept.clear()
+        self._settle()
+        return p.AnchorsCompared(runs=tuple(found), seconds=time.monotonic() - started)
 
     def _release(self) -> p.Released:
         started = time.monotonic()
+        self._end_session()
+        if self._device == "cuda":
+            self._settle()
+        return p.Released(seconds=time.monotonic() - started)
+
+    def _end_session(self) -> None:
         if self._session is not None:
             self._session.close()
             self._session = None
         if self._device == "cuda":
             self._wait_for_memory()
-            self._settle()
-        return p.Released(seconds=time.monotonic() - started)
 
     def _wait_for_memory(self) -> None:
         """The card gives a dead process's memory back a moment after its death: wait for it."""

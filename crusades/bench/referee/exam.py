@@ -76,18 +76,18 @@ def prepare_exam(reference: Reference, corpus: Corpus, profile: Profile, initial
     logit_rows = torch.randperm(profile.batch_size * positions, generator=generator)[: audit.logit_positions].sort().values
     logit_columns = torch.randperm(reference.vocabulary, generator=generator)[: audit.logit_columns].sort().values
     reference.restore(initial)
-    pass_ = _ReferencePass(reference, profile, sample, plan, logit_rows, logit_columns)
+    pass_ = ReferencePass(reference, profile, sample, plan, logit_rows, logit_columns)
     for step in range(steps):
         pass_.step(batches[step], parts[step], last=step == steps - 1)
     return Exam(
         seed=seed, batches=batches, sample=sample, plan=plan, parts=parts, weights=torch.stack(pass_.weights), exp_avg_sq=torch.stack(pass_.exp_avg_sq),
-        gradient=torch.stack(pass_.gradient), columns=torch.stack(pass_.columns), losses=tuple(pass_.losses), logit_rows=logit_rows,
+        gradient=torch.stack(pass_.gradients), columns=torch.stack(pass_.columns), losses=tuple(pass_.losses), logit_rows=logit_rows,
         logit_columns=logit_columns, logits=pass_.logits, seconds=time.monotonic() - started,
     )  # fmt: skip
 
 
-class _ReferencePass:
-    """Micro-batched AdamW training that keeps samples only."""
+class ReferencePass:
+    """Micro-batched AdamW training, from the weights that stand in the shared memory, that keeps samples only."""
 
     def __init__(self, reference: Reference, profile: Profile, sample: Sample, plan: ColumnPlan, logit_rows: torch.Tensor, logit_columns: torch.Tensor) -> None:
         self._reference, self._profile, self._sample, self._plan = reference, profile, sample, plan
@@ -99,7 +99,10 @@ class _ReferencePass:
         for name, parameter in reference.model.named_parameters():
             step = torch.zeros((), device=reference.device)
             self._optimizer.state[parameter] = {"step": step, "exp_avg": first[name], "exp_avg_sq": second[name]}
-        self.weights, self.exp_avg_sq, self.gradient, self.columns = [self._read(reference.memory.weights)], [], [], []
+        self.weights = [self._read(reference.memory.weights)]
+        self.exp_avg_sq: list[torch.Tensor] = []
+        self.gradients: list[torch.Tensor] = []
+        self.columns: list[torch.Tensor] = []
         self.losses: list[float] = []
         self.logits = torch.zeros(len(logit_rows), len(logit_columns))
 
@@ -107,20 +110,25 @@ class _ReferencePass:
         return flat[self._index].cpu()
 
     def step(self, batch: np.ndarray, parts: Parts, *, last: bool) -> None:
-        """One optimizer step over `batch` (batch, sequence), in micro-batches, with taps on."""
+        """One optimizer step over `batch` (batch, sequence)."""
+        gradient, columns = self.gradient(batch, parts, last=last)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.gradients.append(gradient)
+        self.columns.append(columns)
+        self.weights.append(self._read(self._reference.memory.weights))
+        self.exp_avg_sq.append(self._read(self._reference.memory.exp_avg_sq))
+
+    def gradient(self, batch: np.ndarray, parts: Parts, *, last: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sampled gradient (n,) and columns (parts, c) of one batch at the present weights, in micro-batches, with taps on; on the host."""
         reference, size = self._reference, self._profile.audit.micro_batch
         tokens = torch.from_numpy(batch).to(reference.device)
         loss = torch.zeros((), device=reference.device)
         with ColumnTaps(reference.model, reference.layout, self._sample, self._plan, len(parts.names), reference.device) as taps:
             for start in range(0, len(tokens), size):
                 loss += self._micro_batch(tokens, slice(start, min(start + size, len(tokens))), parts, taps, last)
-        self.gradient.append(self._sampled_gradient())
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        self.weights.append(self._read(reference.memory.weights))
-        self.exp_avg_sq.append(self._read(reference.memory.exp_avg_sq))
-        self.columns.append(taps.columns.cpu())
         self.losses.append(loss.item())
+        return self._sampled_gradient(), taps.columns.cpu()
 
     def _micro_batch(self, tokens: torch.Tensor, rows: slice, parts: Parts, taps: ColumnTaps, last: bool) -> torch.Tensor:
         x, y = tokens[rows, :-1], tokens[rows, 1:]

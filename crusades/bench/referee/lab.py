@@ -7,6 +7,7 @@ shared memory, the reads and the audit are those of a real run.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import sys
 import time
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +24,7 @@ from torch import nn
 from crusades.bench.inside.model import make_optimizer
 from crusades.bench.referee import audit as audits
 from crusades.bench.referee import verdict
+from crusades.bench.referee.anchor import Anchor, Kept, compare
 from crusades.bench.referee.desk import expected_of
 from crusades.bench.referee.exam import Exam, optimizer_settings
 from crusades.bench.referee.layout import layer_of
@@ -98,7 +101,9 @@ class Lab:
         self.reference.restore(self.initial)
         self.generator.manual_seed(11)
         self.previous = {}
-        reader = Reader(self.reference, self.exam, self.profile.steps)
+        last = self.profile.steps - 1
+        anchor = Anchor(self.reference, range(last, last + 1), last, torch.empty_like(self.reference.memory.weights)) if last else None
+        reader = Reader(self.reference, self.exam, self.profile.steps, anchor)
         reader.read(0)
         optimizer = self._optimizer(recipe)
         started = time.monotonic()
@@ -110,6 +115,9 @@ class Lab:
         tokens = self.profile.steps * self.profile.batch_size * self.profile.sequence_length
         measured += verdict.result_statistics(loss, self.exam.losses[-1], logits, self.exam.logits, tokens, tokens)
         self.reference.model.zero_grad(set_to_none=True)
+        if anchor:
+            kept = Kept(0, last, self.exam, anchor.kept, reader.result().exp_avg[last:], ())
+            measured += compare(kept, self.reference, self.profile, expected_of(self.exam, self.reference.device), adam)
         return measured, seconds
 
     def _train(self, recipe: Recipe, optimizer: torch.optim.Optimizer, reader: Reader) -> tuple[float, torch.Tensor]:
@@ -158,7 +166,7 @@ class Lab:
         return lambda x, **extra: called(x, **extra).logits
 
     def _enter(self, recipe: Recipe, stack: contextlib.ExitStack) -> None:
-        model = self.reference.model
+        model: Any = self.reference.model  # whatever class of transformers it is
         if recipe.compile:
             torch._dynamo.reset()
         if recipe.checkpointing:
@@ -238,7 +246,7 @@ class Lab:
     @contextlib.contextmanager
     def _shortened(self, recipe: Recipe, step: int) -> Iterator[None]:
         out = recipe.without_layer(step) if recipe.without_layer else None
-        inner = self.reference.model.get_submodule("model")
+        inner: Any = self.reference.model.get_submodule("model")
         whole = inner.layers
         if out is not None:
             inner.layers = nn.ModuleList([layer for i, layer in enumerate(whole) if i != out])
@@ -250,8 +258,8 @@ class Lab:
     @contextlib.contextmanager
     def _edited_linears(self, recipe: Recipe) -> Iterator[None]:
         linears = [m for n, m in self.reference.model.named_modules() if isinstance(m, nn.Linear) and "lm_head" not in n]
+        assert recipe.backward_of_linear is not None
         edit, lab = recipe.backward_of_linear, self
-        assert edit is not None
 
         class Edited(torch.autograd.Function):
             @staticmethod
@@ -270,12 +278,16 @@ class Lab:
                 return dx.reshape(x.shape), dw, flat.sum(0) if ctx.bias else None, None
 
         for module in linears:
-            module.forward = lambda x, m=module: Edited.apply(x, m.weight, m.bias, m)  # type: ignore[method-assign]
+            module.forward = functools.partial(_call, Edited, module)  # type: ignore[method-assign]
         try:
             yield
         finally:
             for module in linears:
                 del module.forward
+
+
+def _call(function: Any, module: nn.Linear, x: torch.Tensor) -> Any:
+    return function.apply(x, module.weight, module.bias, module)
 
 
 def _load_submission(path: str) -> ModuleType:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from crusades.bench import protocol as p
+from crusades.bench.referee.anchor import Anchor
 from crusades.bench.referee.audit import Reads
 from crusades.bench.referee.exam import Exam
 from crusades.bench.referee.models import Reference
@@ -75,10 +76,11 @@ class Outcome:
 
 
 class Reader:
-    """Secret reads of weights and moments at an exam's coordinates; buffers are allocated before the clock starts."""
+    """Secret reads of weights and moments at an exam's coordinates, and the copies of an anchor; buffers are allocated
+    before the clock starts."""
 
-    def __init__(self, reference: Reference, exam: Exam, steps: int) -> None:
-        self._memory, self._cuda = reference.memory, reference.device == "cuda"
+    def __init__(self, reference: Reference, exam: Exam, steps: int, anchor: Anchor | None = None) -> None:
+        self._memory, self._cuda, self._anchor = reference.memory, reference.device == "cuda", anchor
         self._index = exam.sample.index.to(reference.device)
         shape = (steps + 1, len(exam.sample))
         self._rows = [torch.empty(shape, dtype=reference.layout.dtype, device=reference.device) for _ in range(3)]
@@ -89,6 +91,8 @@ class Reader:
         started = now_ns()
         for flat, rows in zip((self._memory.weights, self._memory.exp_avg, self._memory.exp_avg_sq), self._rows, strict=True):
             torch.index_select(flat, 0, self._index, out=rows[row])
+        if self._anchor:
+            self._anchor.before(row)
         if self._cuda:
             torch.cuda.synchronize()
         self.seconds += (now_ns() - started) / 1e9
@@ -134,11 +138,11 @@ class Session:
 
     # ---------------------------------------------------------------- a run
 
-    def run(self, index: int, exam: Exam, initial: torch.Tensor) -> Outcome:
+    def run(self, index: int, exam: Exam, initial: torch.Tensor, anchor: Anchor | None = None) -> Outcome:
         """One run with one exam. Raises Charged."""
         stage, profile = (Stage.RUN if index else Stage.WARMUP), self._profile
         batches = [np.ascontiguousarray(b).tobytes() for b in exam.batches]
-        reader = Reader(self._reference, exam, profile.steps)
+        reader = Reader(self._reference, exam, profile.steps, anchor)
         self._reference.restore(initial)
         self._send(p.Prepare(run=index), stage)
         self._expect(p.Ready, stage, profile.deadlines.result)

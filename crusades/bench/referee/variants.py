@@ -8,6 +8,7 @@ Adam's update forgives most (the known weak spot of comparing final weights).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -183,13 +184,17 @@ def _freeze_smallest(steps: tuple[int, ...]) -> Callable[[Lab, int], None]:
     return edit
 
 
+def _only_at(step: int, layer: int, now: int) -> int | None:
+    return layer if now == step else None
+
+
 def _layers(steps: int, layers: int) -> Iterator[Variant]:
     every, last, share = tuple(range(steps)), (steps - 1,), 1 / layers
     for layer in sorted({0, layers // 2, layers - 1}):
         chosen = lambda lab, name, layer=layer: lab.layer(name) == layer  # noqa: E731
         yield Variant(f"layer {layer} frozen", "shortcut", Recipe(edit_gradients=_zero_where(chosen, every)), "layers", share / 3, "random")
         yield Variant(f"layer {layer} frozen, last step", "shortcut", Recipe(edit_gradients=_zero_where(chosen, last)), "layers, late", share / steps / 3, "random")
-        yield Variant(f"layer {layer} left out, last step", "shortcut", Recipe(without_layer=lambda s, layer=layer: layer if s == steps - 1 else None), "layers, late", share / steps, "random")
+        yield Variant(f"layer {layer} left out, last step", "shortcut", Recipe(without_layer=functools.partial(_only_at, steps - 1, layer)), "layers, late", share / steps, "random")
     yield Variant("layer with the smallest gradient frozen", "shortcut", Recipe(edit_gradients=_freeze_smallest(every)), "layers", share / 3, "least visible")
     yield Variant("layer with the smallest gradient frozen, last step", "shortcut", Recipe(edit_gradients=_freeze_smallest(last)), "layers, late", share / steps / 3, "least visible")
     lower = lambda lab, name: -1 < lab.layer(name) < max(1, layers // 8)  # noqa: E731

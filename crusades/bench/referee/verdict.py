@@ -42,6 +42,15 @@ _CODES = {"optimizer_second_moment": "optimizer", "optimizer_weights": "optimize
           "final_logits": "result-mismatch", "total_tokens": "result-mismatch"}  # fmt: skip
 
 
+PREFIX = "anchor_"
+"""Of the statistics of an anchored step (`anchor.py`); they mean what their namesakes mean."""
+
+
+def plain_name(name: str) -> str:
+    """The statistic without what says where it was measured."""
+    return name.removeprefix(PREFIX)
+
+
 def limit_at(limits: Limits, name: str, step: int) -> float | None:
     """The limit of a statistic in a step; None when it is not judged."""
     limit = limits.get(name)
@@ -101,16 +110,16 @@ def diagnose(failing: dict[str, Statistic]) -> Statistic:
     whole = others.get("gradient_projection")
     all_missing = whole is not None and (whole.value or 0.0) > ALL_MISSING
     for name, enough in _SPECIFIC:
-        found = others.get(name)
-        if found is not None and (found.value or 0.0) >= enough and (not all_missing or name in ("unmoved", "stale_gradient")):
-            return found
+        for found in filter(None, (others.get(name), others.get(PREFIX + name))):
+            if (found.value or 0.0) >= enough and (not all_missing or name in ("unmoved", "stale_gradient")):
+                return found
     return whole if whole is not None and all_missing else by_ratio(list(others.values()))
 
 
 def in_words(s: Statistic) -> str:
     """ "step 5: layer 3 was not trained in full (layer_projection 0.98, limit 0.02)"."""
     step, _, where = s.where.partition(", ")
-    text = WORDS.get(s.name, s.name).format(where=where or "a part of the work")
+    text = WORDS.get(plain_name(s.name), s.name).format(where=where or "a part of the work")
     value = "not a finite number" if s.value is None else f"{s.value:.3g}"
     measured = f"({s.name} {value}, {'reported only' if s.limit is None else f'limit {s.limit:.3g}'})"
     return f"{step}: {text} {measured}" if step else f"{text} {measured}"

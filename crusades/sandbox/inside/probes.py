@@ -117,9 +117,10 @@ def capabilities() -> tuple[bool, str]:
 
 
 def session() -> tuple[bool, str]:
-    """No terminal to type into."""
+    """A session of our own, and no terminal to type into: TIOCSTI would put words into the operator's shell."""
     held, found = _refused(lambda: os.open("/dev/tty", os.O_RDWR))
-    return held, found
+    own = os.getsid(0) > 0  # 0: its leader is outside of this PID namespace
+    return held and own, f"{'a session of our own' if own else 'the session of somebody outside'}; terminal: {found}"
 
 
 def host_files() -> tuple[bool, str]:
@@ -140,7 +141,7 @@ def _has_content(path: str) -> bool:
 
 def read_only() -> tuple[bool, str]:
     """Nothing can be changed but the scratch folders."""
-    places = ("/", "/dev", "/etc", "/usr/lib", "/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger", "/proc/irq", "/inside/guard", sys.prefix,
+    places: tuple[str, ...] = ("/", "/dev", "/etc", "/usr/lib", "/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger", "/proc/irq", "/inside/guard", sys.prefix,
               sys.base_prefix, "/sys/devices/system/cpu")  # fmt: skip
     if not os.path.exists("/dev/nvidiactl"):  # cuInit must write below /proc/self; it reaches this process alone
         places += ("/proc/self/oom_score_adj",)
@@ -233,7 +234,7 @@ def hostile_calls() -> tuple[bool, str]:
 
 def landlock() -> tuple[bool, str]:
     """The second opinion is there (advisory: kernels before 5.13 lack it)."""
-    import limits  # type: ignore[import-not-found]  # a neighbour in this folder, found when run as a script
+    import limits  # a neighbour in this folder, found when run as a script
 
     answer = limits.apply().get("landlock", "")
     return answer.startswith("ABI"), answer

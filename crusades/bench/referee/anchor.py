@@ -1,0 +1,121 @@
+"""An anchored step: one step's gradient compared at the *contestant's own* weights.
+
+The exam's reference trains its own copy of the model, and by step 5 honest rounding has carried the two apart: on an
+H100 (Qwen2.5-3B, bf16) honest gradients of the last step differ from the reference's by up to 65 %, those of the first
+by 13 % at most (docs/calibration). A shortcut in a late step hides in that difference. So before one of the last steps
+the referee copies all weights as they stand in the shared memory, and when the contestant is dead it computes that
+step's gradient, with its columns, from the copy. What remains is the noise of a single step.
+
+Which runs are kept, and which of the candidate steps, is secret; a copy of the same size is made before every
+candidate in every run, so that the time it takes tells nothing. It is off the contestant's clock, as the reads are.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+
+import torch
+
+from crusades.bench.referee import audit as audits
+from crusades.bench.referee.audit import Adam, Measured, Reads
+from crusades.bench.referee.exam import Exam, ReferencePass
+from crusades.bench.referee.models import Reference
+from crusades.bench.referee.verdict import PREFIX
+from crusades.hparams import Profile
+
+CHUNK_ELEMENTS = 1 << 27
+"""Elements copied at a time; what is not kept goes into one chunk's worth of memory."""
+
+
+def candidates(profile: Profile) -> range:
+    """Steps (0-based) that may be anchored: the last ones; the first needs no anchor, its weights are the exam's."""
+    return range(max(1, profile.steps - profile.audit.anchor_steps), profile.steps)
+
+
+class Anchor:
+    """Copies at step boundaries during one run; keeps the one before `step`."""
+
+    def __init__(self, reference: Reference, steps: range, step: int, kept: torch.Tensor) -> None:
+        self._flat, self._steps, self.step = reference.memory.weights, steps, step
+        self.kept = kept
+        self._waste = torch.empty(min(len(kept), CHUNK_ELEMENTS), dtype=kept.dtype, device=kept.device)
+
+    def before(self, step: int) -> None:
+        """Call when all updates before `step` (0-based) are in memory and its batch is not yet out."""
+        if step not in self._steps:
+            return
+        for start in range(0, len(self._flat), CHUNK_ELEMENTS):
+            part = self._flat[start : start + CHUNK_ELEMENTS]
+            (self.kept[start : start + len(part)] if step == self.step else self._waste[: len(part)]).copy_(part)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What an anchored run leaves for the time after its contestant. Everything on the host."""
+
+    run: int
+    """Its place among the runs of this contestant."""
+    step: int
+    exam: Exam
+    weights: torch.Tensor
+    """(elements,) flat: all weights before `step`."""
+    exp_avg: torch.Tensor
+    """(2, n): the first moment at the sampled coordinates before and after `step`."""
+    measured: tuple[Measured, ...]
+    """The statistics of the run so far."""
+
+
+class Keeper:
+    """Chooses which runs and steps of one contestant are anchored, and keeps what they leave."""
+
+    def __init__(self, reference: Reference, profile: Profile) -> None:
+        self._reference, self._profile = reference, profile
+        self._steps = candidates(profile)
+        self._buffer: torch.Tensor | None = None
+        self._host: list[torch.Tensor] = []
+        if profile.audit.anchored_runs and self._steps:
+            self._buffer = torch.empty_like(reference.memory.weights)
+            pinned = reference.device == "cuda"
+            self._host = [torch.empty(self._buffer.shape, dtype=self._buffer.dtype, pin_memory=pinned) for _ in range(profile.audit.anchored_runs)]
+        self.kept: list[Kept] = []
+        self._run, self._chosen = 0, frozenset[int]()
+
+    def begin(self, runs: int) -> None:
+        """A contestant that is to make `runs` runs: draw the secret choice."""
+        self.kept.clear()
+        self._run = 0
+        self._chosen = frozenset(secrets.SystemRandom().sample(range(runs), min(runs, self._profile.audit.anchored_runs)))
+
+    def anchor(self) -> Anchor | None:
+        """The next run's anchor; None where the profile has none."""
+        if self._buffer is None:
+            return None
+        return Anchor(self._reference, self._steps, secrets.choice(self._steps), self._buffer)
+
+    def keep(self, anchor: Anchor | None, exam: Exam, reads: Reads, measured: list[Measured]) -> None:
+        """After a run that passed so far."""
+        number, self._run = self._run, self._run + 1
+        if anchor is None or self._buffer is None or number not in self._chosen:
+            return
+        moments = reads.exp_avg[anchor.step : anchor.step + 2].cpu()
+        self.kept.append(Kept(number, anchor.step, exam, self._host[len(self.kept)].copy_(self._buffer), moments, tuple(measured)))
+
+
+def compare(kept: Kept, reference: Reference, profile: Profile, expected: audits.Expected, adam: Adam) -> list[Measured]:
+    """The anchored step's statistics. Trains nothing, but uses the shared memory and the model: only when no contestant exists.
+
+    `expected` is the exam's; its gradient and columns are replaced by those at the contestant's weights.
+    """
+    reference.restore(kept.weights)
+    pass_ = ReferencePass(reference, profile, kept.exam.sample, kept.exam.plan, kept.exam.logit_rows, kept.exam.logit_columns)
+    gradient, columns = pass_.gradient(kept.exam.batches[kept.step], kept.exam.parts[kept.step])
+    reference.model.zero_grad(set_to_none=True)
+    device = reference.device
+    own = audits.Expected(
+        weights=expected.weights, exp_avg_sq=expected.exp_avg_sq, gradient=gradient[None].to(device), columns=columns[None].to(device), chosen=expected.chosen,
+        families=expected.families, part_names=expected.part_names, groups=expected.groups,
+    )  # fmt: skip
+    found = audits.anchored(kept.exp_avg.to(device), own, adam, profile.steps, profile.audit.group_min)
+    return [Measured(PREFIX + m.name, m.values, tuple(f"step {kept.step + 1}" + (f", {w}" if w else "") for w in m.where)) for m in found]
+

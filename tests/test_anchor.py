@@ -1,0 +1,149 @@
+"""An anchored step is compared at the contestant's own weights: drift before it does not count, shirking in it does."""
+
+import msgspec
+import pytest
+import torch
+
+from crusades import hparams
+from crusades.bench.referee.anchor import Anchor, Keeper, Kept, candidates, compare
+from crusades.bench.referee.audit import Adam, Measured, Reads
+from crusades.bench.referee.data import SyntheticCorpus
+from crusades.bench.referee.desk import expected_of
+from crusades.bench.referee.exam import ReferencePass, optimizer_settings, prepare_exam
+from crusades.bench.referee.lab import Lab, Recipe
+from crusades.bench.referee.models import load_reference
+from crusades.bench.referee.verdict import in_words, judge
+
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def profile():
+    found = hparams.load().profile("tiny")
+    audit = msgspec.structs.replace(found.audit, coordinates=20_000, column_coordinates=8_000, cells=8, anchored_runs=2, anchor_steps=2)
+    return msgspec.structs.replace(found, steps=STEPS, sequence_length=32, batch_size=4, learning_rate=1e-2, audit=audit)
+
+
+@pytest.fixture(scope="module")
+def reference(profile):
+    found = load_reference(profile.model, "cpu", None)
+    yield found
+    found.memory.close()
+
+
+@pytest.fixture(scope="module")
+def lab(reference, profile):
+    exam = prepare_exam(reference, SyntheticCorpus(reference.vocabulary), profile, reference.initial, b"a" * 16)
+    return Lab(reference, profile, exam, reference.initial)
+
+
+def drift(lab, step):
+    """What rounding does to a large model, made large: the weights leave the reference's path before the last step."""
+    if step < STEPS - 1:
+        for _, parameter in lab.named():
+            parameter.grad *= 1 + torch.randn(parameter.shape, generator=lab.generator)
+
+
+def measured(lab, **recipe):
+    return {m.name: m for m in lab.measure(Recipe(**recipe))[0]}
+
+
+def test_honest_work_is_near_zero(lab):
+    found = measured(lab)
+    assert found["anchor_gradient_error"].values[0] < 1e-4
+    assert found["anchor_cell_attribution"].values[0] < 1e-3
+
+
+def test_drift_before_the_step_does_not_count(lab):
+    found = measured(lab, edit_gradients=drift)
+    assert found["gradient_error"].values[-1] > 0.02
+    assert found["anchor_gradient_error"].values[0] < found["gradient_error"].values[-1] / 100
+
+
+def test_tokens_left_out_behind_drift_are_seen(lab):
+    def without_a_tenth(lab, step, losses):
+        weights = torch.ones_like(losses)
+        if step == STEPS - 1:
+            weights[:, :3] = 0.0
+        return weights
+
+    honest, found = measured(lab, edit_gradients=drift), measured(lab, edit_gradients=drift, weights=without_a_tenth)
+    assert found["anchor_gradient_error"].values[0] > 100 * honest["anchor_gradient_error"].values[0]
+    assert found["gradient_error"].values[-1] < 3 * honest["gradient_error"].values[-1]
+
+
+def test_several_runs_are_compared_one_after_the_other(lab, reference, profile):
+    lab.measure(Recipe())
+    last, exam = STEPS - 1, lab.exam
+    before, after = exam.weights[last], torch.zeros(2, len(exam.sample))
+    reference.restore(lab.initial)
+    pass_ = ReferencePass(reference, profile, exam.sample, exam.plan, exam.logit_rows, exam.logit_columns)
+    for step in range(last):
+        pass_.step(exam.batches[step], exam.parts[step], last=False)
+    weights = reference.memory.weights.clone()
+    assert torch.equal(weights[exam.sample.index], before)
+    after[1] = (1 - profile.beta1) * exam.gradient[last]
+    kept = Kept(0, last, exam, weights, after, ())
+    adam = Adam(**optimizer_settings(profile))
+    for _ in range(2):
+        found = {m.name: m.values[0] for m in compare(kept, reference, profile, expected_of(exam, "cpu"), adam)}
+        assert found["anchor_gradient_error"] < 1e-5
+
+
+def test_words_name_the_step_and_the_part(lab):
+    found = judge([Measured("anchor_layer_projection", (1.0,), ("step 5, layer 3",))], {"anchor_layer_projection": 0.1})
+    assert found.words == "step 5: layer 3 was not trained in full (anchor_layer_projection 1, limit 0.1)"
+    assert in_words(found.statistics[0]) == found.words
+
+
+# ------------------------------------------------------------------------------------------------ which runs, which steps
+
+
+@pytest.mark.parametrize(("steps", "last", "expected"), [(5, 1, [4]), (5, 2, [3, 4]), (5, 9, [1, 2, 3, 4]), (1, 1, [])])
+def test_the_last_steps_may_be_anchored_and_never_the_first(profile, steps, last, expected):
+    audit = msgspec.structs.replace(profile.audit, anchor_steps=last)
+    assert list(candidates(msgspec.structs.replace(profile, steps=steps, audit=audit))) == expected
+
+
+def test_the_copy_before_the_chosen_step_is_kept_and_the_others_leave_no_trace(reference):
+    kept = torch.zeros_like(reference.memory.weights)
+    anchor = Anchor(reference, range(1, 4), 2, kept)
+    seen = []
+    for step in range(4):
+        reference.memory.weights.fill_(step + 1.0)
+        anchor.before(step)
+        seen.append(float(kept[0]))
+        assert bool((kept == kept[0]).all())
+    assert seen == [0.0, 0.0, 3.0, 3.0]
+
+
+def test_a_keeper_keeps_as_many_runs_as_asked_with_the_moments_around_their_step(reference, profile, lab):
+    keeper = Keeper(reference, profile)
+    keeper.begin(6)
+    moments = torch.arange(STEPS + 1.0)[:, None].expand(-1, 4)
+    for run in range(6):
+        anchor = keeper.anchor()
+        reference.memory.weights.fill_(float(run))
+        for step in range(STEPS):
+            anchor.before(step)
+        keeper.keep(anchor, lab.exam, Reads(moments, moments, moments), [])
+    assert len({kept.run for kept in keeper.kept}) == len(keeper.kept) == 2
+    for kept in keeper.kept:
+        assert float(kept.weights[0]) == kept.run
+        assert kept.exp_avg[:, 0].tolist() == [kept.step, kept.step + 1]
+
+
+def test_the_choice_is_drawn_anew_for_every_contestant(reference, profile):
+    keeper, drawn = Keeper(reference, profile), set()
+    for _ in range(200):
+        keeper.begin(6)
+        drawn.add(keeper._chosen)
+    assert drawn == {frozenset({a, b}) for a in range(6) for b in range(a)}
+
+
+def test_a_profile_without_anchors_makes_no_copy(reference, profile):
+    keeper = Keeper(reference, msgspec.structs.replace(profile, audit=msgspec.structs.replace(profile.audit, anchored_runs=0)))
+    keeper.begin(6)
+    assert keeper.anchor() is None
+    keeper.keep(None, None, None, [])
+    assert keeper.kept == []
