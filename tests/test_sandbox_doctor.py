@@ -50,6 +50,7 @@ async def test_every_mandatory_wall_stands_here():
     ("uts namespace", ("--hostname", "sandbox"), ()),
     ("capabilities", ("--cap-drop", "ALL"), ("--cap-add", "ALL")),
     ("identity", ("--uid", "65534"), ("--uid", "0")),
+    ("session", ("--new-session",), ()),
     ("read-only tree", ("--remount-ro", "/"), ()),
     ("read-only tree", ("--remount-ro", "/dev"), ()),
     ("environment", ("--clearenv",), ("--setenv", "WALLET_PASSWORD", "x")),

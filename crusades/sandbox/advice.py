@@ -47,8 +47,9 @@ def advise(said: str, sys_root: Path = Path("/proc/sys")) -> str:
         return APPARMOR_PROFILE
     if _switch(sys_root / "kernel/unprivileged_userns_clone") == "0":
         return "sudo sysctl -w kernel.unprivileged_userns_clone=1   # and into /etc/sysctl.d to last"
-    if _switch(sys_root / "user/max_user_namespaces") == "0":
-        return "sudo sysctl -w user.max_user_namespaces=15000   # and into /etc/sysctl.d to last"
+    for switch in sorted((sys_root / "user").glob("max_*_namespaces")):
+        if _switch(switch) == "0":
+            return f"sudo sysctl -w user.{switch.name}=15000   # and into /etc/sysctl.d to last"
     if "Unknown option" in said or "unrecognized option" in said:
         return FIXES["bubblewrap version"]
     if "nvidia" in said:
