@@ -102,9 +102,9 @@ def file_host(files: Mapping[str, bytes]) -> Iterator[str]:
     class Host(ThreadingHTTPServer):
         daemon_threads = True
 
-        def handle_error(self, *_: object) -> None:
+        def handle_error(self, request: Any, client_address: Any) -> None:
             if not isinstance(sys.exception(), ConnectionError):  # a reader who left is no news
-                super().handle_error(*_)
+                super().handle_error(request, client_address)
 
     server = Host(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="file-host", daemon=True)
