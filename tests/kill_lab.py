@@ -42,6 +42,7 @@ class Orders(msgspec.Struct, frozen=True):
     journal: str
     """The judge notes every evaluation that it begins here, so that the parent sees what the database may not."""
     run_seconds: float = 0.2
+    poll_interval: float = 0.2
     real_judge: bool = False
 
 
@@ -55,7 +56,7 @@ def child(text):
     logs.configure(json_lines=False)
     replace = msgspec.structs.replace
     settings = hparams.load(ROOT / "hparams.toml")
-    settings = replace(settings, chain=replace(settings.chain, poll_interval=0.2, block_time=0.25, weights_interval=5, redial_first=0.1),
+    settings = replace(settings, chain=replace(settings.chain, poll_interval=orders.poll_interval, block_time=0.25, weights_interval=5, redial_first=0.1),
                        web=replace(settings.web, listen="127.0.0.1:0"))  # fmt: skip
 
     tiny = replace(settings.profiles["tiny"], runs=RUNS, exam_pool=RUNS + 1)
@@ -115,6 +116,8 @@ class Lab:
     """submission id → processes that had been started when it had its verdict: no later one may evaluate it."""
     validator: str = ""
     environment: dict = field(default_factory=dict)
+    poll_interval: float = 0.2
+    """Of the child: how often it looks at the head when no subscription tells."""
     log_from: int = 0
     """Where the log of the child of the moment begins."""
     real_judge: bool = False
@@ -155,7 +158,7 @@ class Lab:
         log_file = self.folder / "daemon.log"
         self.log_from = log_file.stat().st_size if log_file.exists() else 0
         orders = Orders(network=self.net.url, state_dir=str(self.state_dir), wallets=str(self.folder / "wallets"), journal=str(self.folder / "journal"),
-                        real_judge=self.real_judge)
+                        real_judge=self.real_judge, poll_interval=self.poll_interval)
         with open(log_file, "ab") as log:  # one file for all children of a story
             process = subprocess.Popen([sys.executable, __file__, msgspec.json.encode(orders).decode()], stdout=log, stderr=log, cwd=ROOT,
                                        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", **self.environment})
