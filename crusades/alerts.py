@@ -30,6 +30,8 @@ class Facts(Record, frozen=True, kw_only=True):
     weights_equal: bool | None = None
     slots_out: Mapping[str, str] = {}
     """slot → why it is out of service."""
+    devices_problem: str = ""
+    """Why there is no slot at all."""
     disk_free_bytes: int | None = None
     disk_low_bytes: int = 0
     head_age_seconds: float | None = None
@@ -60,6 +62,8 @@ def alerts(facts: Facts) -> list[Alert]:
     if facts.weights_equal is False:
         say("weights-differ", "the chain holds other weights than those we asked for")
     found += [Alert(key=f"slot-{slot}", text=f"slot {slot} is out of service: {why or 'unknown'}") for slot, why in sorted(facts.slots_out.items())]
+    if facts.devices_problem:
+        say("no-device", facts.devices_problem)
     if facts.disk_free_bytes is not None and facts.disk_free_bytes < facts.disk_low_bytes:
         say("disk-low", f"{facts.disk_free_bytes / 2**30:.1f} GiB free in the state directory; wanted {facts.disk_low_bytes / 2**30:.1f} GiB")
     if facts.head_age_seconds is not None and facts.head_age_seconds > CHAIN_BEHIND:

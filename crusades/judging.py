@@ -113,7 +113,8 @@ async def serve_slot(ctx: Context, seat: Seat, config: Any) -> None:
             _after_failure(ctx, seat, why, in_service=keeps_service(passed, seat.failures))
             delay = retry_delay(seat.failures, FIRST_REOPEN, MOST_REOPEN)
             ctx.health.progress(name, why, deadline=delay + 60.0)
-            await trio.sleep(delay)
+            with trio.move_on_after(delay):
+                await ctx.stopping.wait()
     ctx.forget(seat)
 
 

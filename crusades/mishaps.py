@@ -46,8 +46,9 @@ async def our_fault(ctx: Context, seat: Seat, judge: Judge, row: Submission, err
     ctx.metrics.count_fault(code_of(error))
     control: bool | None = None
     try:
-        with logs.bound(stage="control"):
-            control = await control_run(ctx, seat, judge)
+        if not ctx.stopping.is_set():  # the next process asks: a slot is new there
+            with logs.bound(stage="control"):
+                control = await control_run(ctx, seat, judge)
     finally:
         with trio.move_on_after(FLUSH, shield=True):
             await settle_mishap(ctx, row, Mishap(seat.name, code_of(error), control), str(error))

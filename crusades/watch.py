@@ -139,6 +139,7 @@ def _facts(ctx: Context, late: dict[str, str]) -> Facts:
     out = {view.name: view.detail for view in seen.slots.values() if view.state == "out of service"}
     return Facts(
         weights_age_tempos=seen.weights_age_tempos, weights_cause=seen.weights_held, weights_equal=ctx.weights_equal, slots_out=out,
+        devices_problem=seen.problems.get("devices", ""),
         disk_free_bytes=shutil.disk_usage(ctx.state_dir).free, disk_low_bytes=ctx.hparams.daemon.disk_low_bytes,
         head_age_seconds=ctx.now() - ctx.head_seen_at if ctx.head_seen_at is not None else None, chain_problem=ctx.chain.problem,
         backup_age_seconds=ctx.now() - ctx.backup_at if ctx.backup_at is not None else None,

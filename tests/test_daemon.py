@@ -474,6 +474,23 @@ async def test_an_evaluation_that_does_not_end_gets_the_grace_and_no_more(tmp_pa
         assert (await house.until(id_, Status.RUNNING)).submission.attempts == 2
 
 
+async def test_a_fault_while_we_stop_is_written_and_holds_nobody_up(tmp_path, autojump_clock):
+    """No control run then, and no pause before a slot that nobody will open again."""
+    house = House(tmp_path / "state", shutdown_grace=100.0)
+    house.parts["control"] = make_source("baseline")
+    id_ = commit(house, "# mfu 40\n# fault referee")
+    house.judge.seconds = 5.0
+    async with house.running() as ctx:
+        await house.until(id_, Status.RUNNING)
+        await trio.sleep(1.0)
+        begun = trio.current_time()
+    assert trio.current_time() - begun < 8.0
+    assert [id_ for id_, _ in house.judge.evaluated] == [id_]
+    async with house.running() as ctx:
+        assert (await house.until(id_)).submission.status is Status.SCORED
+        assert [step.reason.code for step in (await ctx.store.submission(id_)).transitions if step.reason] == [2002]
+
+
 async def test_an_idle_daemon_stops_at_once(house, autojump_clock):
     async with house.running():
         await trio.sleep(60)
