@@ -177,7 +177,7 @@ class AuditSettings(Section, frozen=True, kw_only=True):
     anchored_runs: Whole = 0
     """Runs of an evaluation of which one step is compared at the contestant's own weights; which ones is secret. Each keeps a
     copy of the weights in host memory; the card keeps room for one, unless this is 0."""
-    anchor_steps: Count = 1
+    anchor_steps: Count = 4
     """How many of the last steps may be the anchored one; the weights are copied before each of them."""
 
 

@@ -10,7 +10,7 @@ from crusades.bench.referee.audit import Adam, Measured, Reads
 from crusades.bench.referee.data import SyntheticCorpus
 from crusades.bench.referee.desk import expected_of
 from crusades.bench.referee.exam import ReferencePass, optimizer_settings, prepare_exam
-from crusades.bench.referee.lab import Lab, Recipe
+from crusades.bench.referee.lab import Lab, Recipe, copies_for
 from crusades.bench.referee.models import load_reference
 from crusades.bench.referee.verdict import in_words, judge
 
@@ -34,7 +34,7 @@ def reference(profile):
 @pytest.fixture(scope="module")
 def lab(reference, profile):
     exam = prepare_exam(reference, SyntheticCorpus(reference.vocabulary), profile, reference.initial, b"a" * 16)
-    return Lab(reference, profile, exam, reference.initial)
+    return Lab(reference, profile, exam, reference.initial, copies=copies_for(reference, STEPS))
 
 
 def drift(lab, step):
@@ -50,14 +50,14 @@ def measured(lab, **recipe):
 
 def test_honest_work_is_near_zero(lab):
     found = measured(lab)
-    assert found["anchor_gradient_error"].values[0] < 1e-4
-    assert found["anchor_cell_attribution"].values[0] < 1e-3
+    assert found["anchor_gradient_error"].values[-1] < 1e-4
+    assert found["anchor_cell_attribution"].values[-1] < 1e-3
 
 
 def test_drift_before_the_step_does_not_count(lab):
     found = measured(lab, edit_gradients=drift)
     assert found["gradient_error"].values[-1] > 0.02
-    assert found["anchor_gradient_error"].values[0] < found["gradient_error"].values[-1] / 100
+    assert found["anchor_gradient_error"].values[-1] < found["gradient_error"].values[-1] / 100
 
 
 def test_tokens_left_out_behind_drift_are_seen(lab):
@@ -68,7 +68,7 @@ def test_tokens_left_out_behind_drift_are_seen(lab):
         return weights
 
     honest, found = measured(lab, edit_gradients=drift), measured(lab, edit_gradients=drift, weights=without_a_tenth)
-    assert found["anchor_gradient_error"].values[0] > 100 * honest["anchor_gradient_error"].values[0]
+    assert found["anchor_gradient_error"].values[-1] > 100 * honest["anchor_gradient_error"].values[-1]
     assert found["gradient_error"].values[-1] < 3 * honest["gradient_error"].values[-1]
 
 
@@ -86,13 +86,13 @@ def test_several_runs_are_compared_one_after_the_other(lab, reference, profile):
     kept = Kept(0, last, exam, weights, after, ())
     adam = Adam(**optimizer_settings(profile))
     for _ in range(2):
-        found = {m.name: m.values[0] for m in compare(kept, reference, profile, expected_of(exam, "cpu"), adam)}
+        found = {m.name: m.values[last] for m in compare(kept, reference, profile, expected_of(exam, "cpu"), adam)}
         assert found["anchor_gradient_error"] < 1e-5
 
 
 def test_words_name_the_step_and_the_part(lab):
-    found = judge([Measured("anchor_layer_projection", (1.0,), ("step 5, layer 3",))], {"anchor_layer_projection": 0.1})
-    assert found.words == "step 5: layer 3 was not trained in full (anchor_layer_projection 1, limit 0.1)"
+    found = judge([Measured("anchor_layer_projection", (0.0, 1.0), ("", "layer 3"))], {"anchor_layer_projection": (0.0, 0.1)})
+    assert found.words == "step 2: layer 3 was not trained in full (anchor_layer_projection 1, limit 0.1)"
     assert in_words(found.statistics[0]) == found.words
 
 
@@ -107,7 +107,7 @@ def test_the_last_steps_may_be_anchored_and_never_the_first(profile, steps, last
 
 def test_the_copy_before_the_chosen_step_is_kept_and_the_others_leave_no_trace(reference):
     kept = torch.zeros_like(reference.memory.weights)
-    anchor = Anchor(reference, range(1, 4), 2, kept)
+    anchor = Anchor(reference, range(1, 4), {2: kept})
     seen = []
     for step in range(4):
         reference.memory.weights.fill_(step + 1.0)
@@ -120,6 +120,7 @@ def test_the_copy_before_the_chosen_step_is_kept_and_the_others_leave_no_trace(r
 def test_a_keeper_keeps_as_many_runs_as_asked_with_the_moments_around_their_step(reference, profile, lab):
     keeper = Keeper(reference, profile)
     keeper.begin(6)
+    chosen = dict(keeper._step_of)
     moments = torch.arange(STEPS + 1.0)[:, None].expand(-1, 4)
     for run in range(6):
         anchor = keeper.anchor()
@@ -127,7 +128,8 @@ def test_a_keeper_keeps_as_many_runs_as_asked_with_the_moments_around_their_step
         for step in range(STEPS):
             anchor.before(step)
         keeper.keep(anchor, lab.exam, Reads(moments, moments, moments), [])
-    assert len({kept.run for kept in keeper.kept}) == len(keeper.kept) == 2
+    assert {kept.run: kept.step for kept in keeper.kept} == chosen
+    assert len(chosen) == 2
     for kept in keeper.kept:
         assert float(kept.weights[0]) == kept.run
         assert kept.exp_avg[:, 0].tolist() == [kept.step, kept.step + 1]
@@ -137,8 +139,15 @@ def test_the_choice_is_drawn_anew_for_every_contestant(reference, profile):
     keeper, drawn = Keeper(reference, profile), set()
     for _ in range(200):
         keeper.begin(6)
-        drawn.add(keeper._chosen)
+        drawn.add(frozenset(keeper._step_of))
     assert drawn == {frozenset({a, b}) for a in range(6) for b in range(a)}
+
+
+def test_every_step_has_its_turn_before_any_has_a_second(reference, profile):
+    keeper = Keeper(reference, profile)
+    for _ in range(50):
+        keeper.begin(6)
+        assert sorted(keeper._step_of.values()) == [1, 2]
 
 
 def test_a_profile_without_anchors_makes_no_copy(reference, profile):

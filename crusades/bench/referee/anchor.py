@@ -2,18 +2,22 @@
 
 The exam's reference trains its own copy of the model, and by step 5 honest rounding has carried the two apart: on an
 H100 (Qwen2.5-3B, bf16) honest gradients of the last step differ from the reference's by up to 65 %, those of the first
-by 13 % at most (docs/calibration). A shortcut in a late step hides in that difference. So before one of the last steps
-the referee copies all weights as they stand in the shared memory, and when the contestant is dead it computes that
-step's gradient, with its columns, from the copy. What remains is the noise of a single step.
+by 13 % at most (docs/calibration). A shortcut in a late step hides in that difference. So before a
+late step the referee copies all weights as they stand in the shared memory, and when the contestant is dead it computes
+that step's gradient, with its columns, from the copy. What remains is the noise of a single step.
 
-Which runs are kept, and which of the candidate steps, is secret; a copy of the same size is made before every
-candidate in every run, so that the time it takes tells nothing. It is off the contestant's clock, as the reads are.
+Which runs are kept, and which step of each, is secret, but every candidate step has its turn before any has a second
+one: what shirks the same step in every run is met for certain when there are as many anchored runs as candidates. A copy
+of the same size is made before every candidate in every run, so that the time it takes tells nothing. It is off the
+contestant's clock, as the reads are.
 """
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -23,6 +27,8 @@ from crusades.bench.referee.exam import Exam, ReferencePass
 from crusades.bench.referee.models import Reference
 from crusades.bench.referee.verdict import PREFIX
 from crusades.hparams import Profile
+
+T = TypeVar("T")
 
 CHUNK_ELEMENTS = 1 << 27
 """Elements copied at a time; what is not kept goes into one chunk's worth of memory."""
@@ -34,12 +40,11 @@ def candidates(profile: Profile) -> range:
 
 
 class Anchor:
-    """Copies at step boundaries during one run; keeps the one before `step`."""
+    """Copies at step boundaries during one run; those before the steps of `kept` (step → flat buffer) stay."""
 
-    def __init__(self, reference: Reference, steps: range, step: int, kept: torch.Tensor) -> None:
-        self._flat, self._steps, self.step = reference.memory.weights, steps, step
-        self.kept = kept
-        self._waste = torch.empty(min(len(kept), CHUNK_ELEMENTS), dtype=kept.dtype, device=kept.device)
+    def __init__(self, reference: Reference, steps: range, kept: dict[int, torch.Tensor]) -> None:
+        self._flat, self._steps, self.kept = reference.memory.weights, steps, kept
+        self._waste = torch.empty(min(len(self._flat), CHUNK_ELEMENTS), dtype=self._flat.dtype, device=self._flat.device)
 
     def before(self, step: int) -> None:
         """Call when all updates before `step` (0-based) are in memory and its batch is not yet out."""
@@ -47,7 +52,7 @@ class Anchor:
             return
         for start in range(0, len(self._flat), CHUNK_ELEMENTS):
             part = self._flat[start : start + CHUNK_ELEMENTS]
-            (self.kept[start : start + len(part)] if step == self.step else self._waste[: len(part)]).copy_(part)
+            (self.kept[step][start : start + len(part)] if step in self.kept else self._waste[: len(part)]).copy_(part)
 
 
 @dataclass(frozen=True)
@@ -79,31 +84,34 @@ class Keeper:
             pinned = reference.device == "cuda"
             self._host = [torch.empty(self._buffer.shape, dtype=self._buffer.dtype, pin_memory=pinned) for _ in range(profile.audit.anchored_runs)]
         self.kept: list[Kept] = []
-        self._run, self._chosen = 0, frozenset[int]()
+        self._run, self._step_of = 0, dict[int, int]()
 
     def begin(self, runs: int) -> None:
         """A contestant that is to make `runs` runs: draw the secret choice."""
         self.kept.clear()
         self._run = 0
-        self._chosen = frozenset(secrets.SystemRandom().sample(range(runs), min(runs, self._profile.audit.anchored_runs)))
+        dice = secrets.SystemRandom()
+        chosen = dice.sample(range(runs), min(runs, len(self._host)))
+        turns = itertools.cycle(dice.sample(self._steps, len(self._steps)))
+        self._step_of = dict(zip(chosen, turns, strict=False))
 
     def anchor(self) -> Anchor | None:
         """The next run's anchor; None where the profile has none."""
         if self._buffer is None:
             return None
-        return Anchor(self._reference, self._steps, secrets.choice(self._steps), self._buffer)
+        step = self._step_of.get(self._run)
+        return Anchor(self._reference, self._steps, {} if step is None else {step: self._buffer})
 
     def keep(self, anchor: Anchor | None, exam: Exam, reads: Reads, measured: list[Measured]) -> None:
         """After a run that passed so far."""
         number, self._run = self._run, self._run + 1
-        if anchor is None or self._buffer is None or number not in self._chosen:
-            return
-        moments = reads.exp_avg[anchor.step : anchor.step + 2].cpu()
-        self.kept.append(Kept(number, anchor.step, exam, self._host[len(self.kept)].copy_(self._buffer), moments, tuple(measured)))
+        for step, weights in anchor.kept.items() if anchor else ():
+            moments = reads.exp_avg[step : step + 2].cpu()
+            self.kept.append(Kept(number, step, exam, self._host[len(self.kept)].copy_(weights), moments, tuple(measured)))
 
 
 def compare(kept: Kept, reference: Reference, profile: Profile, expected: audits.Expected, adam: Adam) -> list[Measured]:
-    """The anchored step's statistics. Trains nothing, but uses the shared memory and the model: only when no contestant exists.
+    """The anchored step's statistics, 0 in every other step. Trains nothing, but uses the shared memory and the model: only when no contestant exists.
 
     `expected` is the exam's; its gradient and columns are replaced by those at the contestant's weights.
     """
@@ -117,5 +125,9 @@ def compare(kept: Kept, reference: Reference, profile: Profile, expected: audits
         families=expected.families, part_names=expected.part_names, groups=expected.groups,
     )  # fmt: skip
     found = audits.anchored(kept.exp_avg.to(device), own, adam, profile.steps, profile.audit.group_min)
-    return [Measured(PREFIX + m.name, m.values, tuple(f"step {kept.step + 1}" + (f", {w}" if w else "") for w in m.where)) for m in found]
+    return [Measured(PREFIX + m.name, _at(kept.step, profile.steps, m.values[0], 0.0), _at(kept.step, profile.steps, m.where[0], "")) for m in found]
+
+
+def _at(step: int, steps: int, value: T, other: T) -> tuple[T, ...]:
+    return tuple(value if s == step else other for s in range(steps))
 

@@ -21,7 +21,7 @@ import torch
 from crusades.bench.referee import limits as bounds
 from crusades.bench.referee.data import open_corpus
 from crusades.bench.referee.exam import prepare_exam
-from crusades.bench.referee.lab import Lab, Recipe
+from crusades.bench.referee.lab import Lab, Recipe, copies_for
 from crusades.bench.referee.limits import Result
 from crusades.bench.referee.models import load_reference
 from crusades.bench.referee.variants import Variant, everything, set_sequence_length
@@ -60,7 +60,7 @@ def calibrate(config: CalibrateConfig) -> bool:
     variants = everything(config.profile.steps, reference.layers, config.profile.batch_size, cuda=config.device == "cuda",
                           low_precision=config.profile.model.dtype == "bfloat16")  # fmt: skip
     variants += [Variant(f"submission {path.name}", "honest", Recipe(submission=str(path))) for path in config.submissions]
-    complete = True
+    complete, copies = True, copies_for(reference, config.profile.steps) if config.profile.audit.anchored_runs else {}
     for number in range(config.exams):
         wanted = [v for v in variants if number == 0 or v.population == "honest"]
         wanted.sort(key=lambda v: bool(v.recipe.compile))  # compilation takes minutes: what is quick is measured first
@@ -74,7 +74,7 @@ def calibrate(config: CalibrateConfig) -> bool:
             if config.seconds and time.monotonic() - started > config.seconds:
                 complete = False
                 break
-            result = _measure(Lab(reference, config.profile, exam, initial, keep_previous=variant.keep_previous), variant, number)
+            result = _measure(Lab(reference, config.profile, exam, initial, keep_previous=variant.keep_previous, copies=copies), variant, number)
             done.append(result)
             with log.open("ab") as file:
                 file.write(msgspec.json.encode(result) + b"\n")

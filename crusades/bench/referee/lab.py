@@ -80,6 +80,8 @@ class Lab:
     previous: dict[str, torch.Tensor] = field(default_factory=dict)
     """Gradients of the step before, for variants that reuse them."""
     keep_previous: bool = False
+    copies: dict[int, torch.Tensor] = field(default_factory=dict)
+    """step → a flat buffer for the weights before it (`copies_for`); empty = nothing is anchored."""
     step: int = 0
 
     def named(self) -> list[tuple[str, nn.Parameter]]:
@@ -101,8 +103,7 @@ class Lab:
         self.reference.restore(self.initial)
         self.generator.manual_seed(11)
         self.previous = {}
-        last = self.profile.steps - 1
-        anchor = Anchor(self.reference, range(last, last + 1), last, torch.empty_like(self.reference.memory.weights)) if last else None
+        anchor = Anchor(self.reference, range(1, self.profile.steps), self.copies)
         reader = Reader(self.reference, self.exam, self.profile.steps, anchor)
         reader.read(0)
         optimizer = self._optimizer(recipe)
@@ -115,10 +116,17 @@ class Lab:
         tokens = self.profile.steps * self.profile.batch_size * self.profile.sequence_length
         measured += verdict.result_statistics(loss, self.exam.losses[-1], logits, self.exam.logits, tokens, tokens)
         self.reference.model.zero_grad(set_to_none=True)
-        if anchor:
-            kept = Kept(0, last, self.exam, anchor.kept, reader.result().exp_avg[last:], ())
-            measured += compare(kept, self.reference, self.profile, expected_of(self.exam, self.reference.device), adam)
-        return measured, seconds
+        return measured + self._anchored(reader.result(), adam), seconds
+
+    def _anchored(self, reads: audits.Reads, adam: audits.Adam) -> list[audits.Measured]:
+        """Every step but the first at the variant's own weights: each statistic's values side by side."""
+        expected, found = expected_of(self.exam, self.reference.device), dict[str, audits.Measured]()
+        for step, weights in self.copies.items():
+            kept = Kept(0, step, self.exam, weights, reads.exp_avg[step : step + 2], ())
+            for m in compare(kept, self.reference, self.profile, expected, adam):
+                before = found.get(m.name, m)
+                found[m.name] = audits.Measured(m.name, (*before.values[:step], *m.values[step:]), (*before.where[:step], *m.where[step:]))
+        return list(found.values())
 
     def _train(self, recipe: Recipe, optimizer: torch.optim.Optimizer, reader: Reader) -> tuple[float, torch.Tensor]:
         forward = self._forward(recipe)
@@ -288,6 +296,12 @@ class Lab:
 
 def _call(function: Any, module: nn.Linear, x: torch.Tensor) -> Any:
     return function.apply(x, module.weight, module.bias, module)
+
+
+def copies_for(reference: Reference, steps: int) -> dict[int, torch.Tensor]:
+    """Buffers for the weights before every step but the first, on the host; make them once for many variants."""
+    flat = reference.memory.weights
+    return {s: torch.empty(flat.shape, dtype=flat.dtype, pin_memory=reference.device == "cuda") for s in range(1, steps)}
 
 
 def _load_submission(path: str) -> ModuleType:
