@@ -34,11 +34,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
-import os
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,24 +48,13 @@ import trio
 from crusades import hparams, store_chain, store_reads
 from crusades import store_writes as writes
 from crusades.asyncio_bridge import Bridge
-from crusades.errors import StateLocked, StoreError
-from crusades.records import (
-    Commitment,
-    Event,
-    Page,
-    Payload,
-    Reason,
-    Run,
-    Source,
-    Status,
-    Submission,
-    SubmissionDetail,
-    Verdict,
-    WeightsView,
-)
+from crusades.errors import StoreError
+from crusades.records import Commitment, Reason, Run, Source, Status, Submission, Verdict, WeightsView
 from crusades.store_chain import Recorded, Seen
 from crusades.store_events import Publisher, Subscription
-from crusades.store_schema import DATABASE, LOCK, connect, damaged, is_damage, prepare
+from crusades.store_lock import locked
+from crusades.store_questions import Questions
+from crusades.store_schema import DATABASE, connect, damaged, is_damage, prepare
 from crusades.store_tx import Tx, Withdrawn, database_words
 
 T = TypeVar("T")
@@ -77,7 +64,7 @@ CLOSE_WITHIN = 20.0
 """Seconds that closing waits for a write under way and for the checkpoint."""
 
 
-class Store:
+class Store(Questions):
     """One state directory. All methods on the trio thread; get one from `open_store`."""
 
     def __init__(self, state_dir: Path, bridge: Bridge, settings: hparams.Store) -> None:
@@ -214,15 +201,6 @@ class Store:
         await self._write(lambda tx: tx.set_fact("cursor", block))
         self._cursor = block
 
-    async def cursor(self) -> int | None:
-        """The last block whose commitments are recorded for good; None before the first."""
-        value = await self._read(lambda db: store_reads.fact(db, "cursor"))
-        return None if value is None else int(value)
-
-    async def commitments(self) -> list[Commitment]:
-        """What is known from the chain, oldest first, for `Chain.learn` after a start."""
-        return await self._read(store_reads.commitments)
-
     # ---------------------------------------------------------------------------------------- the life of a submission
 
     async def transition(self, id_: str, status: Status, *, block: int | None = None, reason: Reason | None = None, note: str = "") -> bool:
@@ -286,6 +264,10 @@ class Store:
         """The last weights asked for, and what the chain was last seen to hold."""
         return msgspec.structs.replace(await self._read(store_reads.weights), **self._read_back)
 
+    async def scored(self) -> list[Submission]:
+        """Everything that counts for the leaderboard, in no particular order. From memory after the first time."""
+        return await self._run(self._all_scored)
+
     async def identify(self, **facts: str | int) -> None:
         """Tie the state to its chain (`genesis=…, netuid=…`): noted at the first call, StoreError when they differ later."""
 
@@ -294,10 +276,6 @@ class Store:
     async def set_fact(self, name: str, value: Any) -> None:
         """Keep a JSON value under a name of the caller's."""
         await self._write(lambda tx: tx.set_fact(f"own.{name}", value))
-
-    async def fact(self, name: str) -> Any:
-        """What `set_fact` kept; None when nothing."""
-        return await self._read(lambda db: store_reads.fact(db, f"own.{name}"))
 
     async def emit(self, kind: str, data: Any, submission_id: str | None = None) -> None:
         """Store and publish an event of the caller's ("slot", "block"); `data` is a record or builtins."""
@@ -313,63 +291,12 @@ class Store:
         """Events from now on, for the length of a `with` block; ends with the reason "fell behind" when `buffer` wait unread."""
         return self._publisher.subscribe(buffer)
 
-    async def events_since(self, seq: int, limit: int) -> list[Event]:
-        """Stored events after `seq`, oldest first; the oldest are deleted beyond `keep_events`."""
-        return await self._read(lambda db: store_reads.events_since(db, seq, limit))
-
     async def backup(self, out: Path | None = None) -> Path:
         """A consistent, checked copy of the database, without stopping anybody (by default in `backups/`, where
         `keep_backups` are kept). Runs in a worker thread on a connection of its own."""
         from crusades.store_tools import run_backup
 
         return await trio.to_thread.run_sync(partial(run_backup, self.state_dir, out, keep=self.settings.keep_backups))
-
-    # ---------------------------------------------------------------------------------------- reads
-
-    async def in_state(self, *statuses: Status) -> list[Submission]:
-        """Submissions in these states by (commit block, uid); in the queue, what was begun before comes first."""
-        return await self._read(lambda db: store_reads.in_state(db, statuses))
-
-    async def submissions(self, *, status: Status | None = None, hotkey: str | None = None, sha256: str | None = None, cursor: str | None = None,
-                          limit: int = 50) -> Page:
-        """A page, newest commit first. ValueError for a cursor that no page gave out."""
-        return await self._read(partial(store_reads.submissions, status=status, hotkey=hotkey, sha256=sha256, cursor=cursor, limit=limit))
-
-    async def submission(self, id_: str) -> SubmissionDetail | None:
-        """One submission with history and verdict."""
-        return await self._read(lambda db: store_reads.submission(db, id_))
-
-    async def source(self, id_: str) -> Source | None:
-        """Its file, once fetched."""
-        return await self._read(lambda db: store_reads.source(db, id_))
-
-    async def payload(self, id_: str) -> Payload | None:
-        """What was committed, fee receipt included; None while sealed."""
-        return await self._read(lambda db: store_reads.payload(db, id_))
-
-    async def runs(self, id_: str) -> tuple[Run, ...]:
-        """Runs that count: of the verdict, or made so far in the current evaluation."""
-        return await self._read(lambda db: store_reads.runs(db, id_))
-
-    async def scored(self) -> list[Submission]:
-        """Everything that counts for the leaderboard, in no particular order. From memory after the first time."""
-        return await self._run(self._all_scored)
-
-    async def counts(self) -> dict[str, int]:
-        """state → number of submissions."""
-        return await self._read(store_reads.counts)
-
-    async def weights_history(self, limit: int = 50) -> list[WeightsView]:
-        """Weights that were asked for, newest first."""
-        return await self._read(lambda db: store_reads.weights_history(db, limit))
-
-    async def weights_journal(self) -> list[tuple[int, int]]:
-        """Block windows [first, last] in which extrinsics of ours may be."""
-        return await self._read(store_reads.weights_journal)
-
-    async def receipt_holder(self, receipt: str) -> str | None:
-        """The submission that holds or has spent a fee receipt."""
-        return await self._read(lambda db: store_reads.receipt_holder(db, receipt))
 
 
 # ------------------------------------------------------------------------------------------------ opening
@@ -400,27 +327,6 @@ async def open_store(state_dir: Path, bridge: Bridge, settings: hparams.Store) -
             store._publisher.close()
             if scope.cancelled_caught:
                 log.error("the database did not close within %.0f s; what was committed is safe", CLOSE_WITHIN)
-
-
-@contextlib.contextmanager
-def locked(state_dir: Path) -> Iterator[None]:
-    """Hold the exclusive lock on a state directory, as long as the block and this process live."""
-    try:
-        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = os.open(state_dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StoreError(f"the state directory {state_dir} cannot be used ({error.strerror}): check its owner and its mount") from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
-            raise StateLocked(f"the state directory {state_dir} is in use by process {holder}: stop it, or choose another --state-dir") from error
-        os.truncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
-        yield
-    finally:
-        os.close(handle)
 
 
 async def _to_the_end(work: Awaitable[T]) -> T:

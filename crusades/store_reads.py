@@ -30,9 +30,10 @@ _view_decoder = msgspec.json.Decoder(WeightsView)
 
 async def in_state(db: aiosqlite.Connection, statuses: tuple[Status, ...]) -> list[Submission]:
     """Submissions in these states, in the order of service; in the queue, what was begun before comes first."""
-    order = QUEUE_ORDER if statuses == (Status.QUEUED,) else f"CASE WHEN status = 'queued' THEN attempts = 0 ELSE 0 END, {SERVICE_ORDER}"
+    only_queue = statuses == (Status.QUEUED,)
+    order = QUEUE_ORDER if only_queue else f"CASE WHEN status = 'queued' THEN attempts = 0 ELSE 0 END, {SERVICE_ORDER}"
     rows = await fetch_rows(db, f"status IN ({', '.join('?' * len(statuses))}) ORDER BY {order}", [status.value for status in statuses])
-    places = await queue_positions(db) if Status.QUEUED in statuses else {}
+    places = {row.id: place for place, row in enumerate(rows, start=1)} if only_queue else await queue_positions(db) if Status.QUEUED in statuses else {}
     return [submission_of(row, places.get(row.id)) for row in rows]
 
 

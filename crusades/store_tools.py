@@ -21,10 +21,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from crusades.errors import StoreError, UsageError
-from crusades.store import locked
 from crusades.store_check import problems_of
 from crusades.store_export import export_lines
 from crusades.store_import import Imported, import_lines
+from crusades.store_lock import locked
 from crusades.store_schema import BACKUPS, BUSY_TIMEOUT_MS, DATABASE, MIGRATIONS, backups, damaged, is_damage, new_backup_path, prepare_sync
 from crusades.store_tx import database_words
 

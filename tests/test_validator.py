@@ -113,7 +113,7 @@ def test_a_systemd_credential_is_linked_to_where_the_sdk_looks(tmp_path):
 
 
 def test_a_second_instance_is_refused(tmp_path):
-    from crusades.store import locked
+    from crusades.store_lock import locked
 
     with locked(tmp_path), pytest.raises(StateLocked, match="in use by process"), locked(tmp_path):
         pass
