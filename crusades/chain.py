@@ -268,6 +268,11 @@ class Chain:
         """Whether this hotkey may commit now, and what that would destroy or use up."""
         return await self._at(None, lambda state: read.commit_facts(state, self.netuid, hotkey))
 
+    async def opens_after(self, blocks: int) -> int:
+        """Blocks until a commitment sealed for `blocks` from now is opened: on a dev chain as many as the node says."""
+        await self.head()  # so that the genesis is known
+        return int((await self.call(lambda node: node.rpc("crusades_info")))["reveal_blocks"]) if self.is_dev else blocks
+
     async def commit(self, payload: bytes, wallet: bt.Wallet, reveal_blocks: int, *, signed: Callable[[Sent], None] | None = None) -> Committed:
         """Seal `payload` (with its length prefix) for about `reveal_blocks` from now and commit it. Signed by the hotkey.
 
@@ -278,14 +283,14 @@ class Chain:
         self._must_be_compatible()
         if len(payload) > MAX_PLAINTEXT:
             raise ChainError(f"the payload has {len(payload)} bytes; {MAX_PLAINTEXT} fit into a sealed field")
-        await self.head()
+        opens = await self.opens_after(reveal_blocks)
         reveal_round = DEV_ROUND if self.is_dev else round_at(time.time() + reveal_blocks * self.block_time)
         envelope, _ = core.encrypt_at_round(payload, reveal_round)
         field = {"TimelockEncrypted": {"encrypted": bytes(core.inner_ciphertext(envelope)), "reveal_round": reveal_round}}
         call = bt.calls.Commitments.set_commitment(netuid=self.netuid, info={"fields": [[field]]})
         found = await self._sender.send(call, wallet.hotkey, "the commitment", signed)
         return Committed(block=found.block, block_hash=found.block_hash, extrinsic=found.extrinsic, reveal_round=reveal_round,
-                         reveal_block_estimate=found.block + reveal_blocks)
+                         reveal_block_estimate=found.block + opens)
 
     async def pay_fee(self, wallet: bt.Wallet, *, signed: Callable[[Sent], None] | None = None) -> str:
         """Transfer the competition's fee from the wallet's coldkey; returns the receipt `<block>-<index>`."""

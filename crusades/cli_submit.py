@@ -18,7 +18,7 @@ import trio
 from crusades import fetch, rules_apart, submission
 from crusades.asyncio_bridge import open_bridge
 from crusades.chain import Chain, open_chain, open_wallet
-from crusades.errors import UsageError
+from crusades.errors import FetchFault, UsageError
 from crusades.fees import asks_fee
 from crusades.hparams import HParams
 from crusades.submission import Preflight, Ticket, Tickets
@@ -45,7 +45,9 @@ async def run_submit(arguments: argparse.Namespace, hparams: HParams, say: Say, 
                          password=getpass.getpass if interactive else None, coldkey=asks_fee(hparams.chain))  # fmt: skip
     netuid = DEV_NETUID if arguments.netuid is None else arguments.netuid
     async with open_bridge() as bridge, open_chain(hparams.chain, arguments.network, netuid, bridge, wallet=wallet) as chain:
-        await chain.check()
+        facts = await chain.check()
+        if not facts.subnet_exists:
+            raise UsageError(f"subnet {netuid} does not exist on {arguments.network}: check --netuid and --network")
         if arguments.netuid is None and not chain.is_dev:
             raise UsageError(f"{arguments.network} is a real chain: --netuid is needed")
         return await _Submit(arguments, hparams, chain, wallet, say, show, interactive).run()
@@ -62,10 +64,7 @@ class _Submit:
         self.last: Progress | None = None
 
     async def run(self) -> int:
-        seen = await submission.preflight(
-            self.chain, self.arguments.url, self.wallet.hotkey.ss58_address, self.settings,
-            preview=lambda url: fetch.preview(url, self.fetch), check=rules_apart.scan_apart, replace_pending=self.arguments.replace_pending,
-        )  # fmt: skip
+        seen = await self._look()
         ticket = self._earlier(seen)
         if ticket is None:
             if not seen.ok:
@@ -78,26 +77,48 @@ class _Submit:
             if not self._consent(seen):
                 self.say("nothing was signed")
                 return 1
-            ticket = submission.new_ticket(self.chain, seen, self.settings.reveal_blocks)
+            ticket = submission.new_ticket(self.chain, seen, seen.reveal_blocks)
         ticket = await submission.submit(self.chain, self.wallet, ticket, self.tickets, self.settings)
+        if ticket.payload.receipt:
+            self.say(f"the fee is paid: receipt {ticket.payload.receipt}")
         self.say(f"committed in block {ticket.commit_block} as submission {ticket.submission_id}; opens about block {ticket.reveal_block_estimate}")
         if self.arguments.wait:
             ticket = await self._follow(ticket)
         self._show(seen, ticket)
         return self.last.exit_code if self.last else 0
 
+    async def _look(self) -> Preflight:
+        hotkey = str(self.wallet.hotkey.ss58_address)
+        try:
+            return await submission.preflight(
+                self.chain, self.arguments.url, hotkey, self.settings,
+                preview=lambda url: fetch.preview(url, self.fetch), check=rules_apart.scan_apart, replace_pending=self.arguments.replace_pending,
+            )  # fmt: skip
+        except FetchFault:
+            seen = Preflight(payload=None, hotkey=hotkey)
+            if self._unfinished(seen) is None:
+                raise
+            return seen  # what is committed already needs its host no more
+
     def _earlier(self, seen: Preflight) -> Ticket | None:
         """What an interrupted call of the same command left: it is gone on with, never repeated."""
-        if seen.payload is None or self.arguments.replace_pending or self.arguments.dry_run:
-            return None
-        ticket = self.tickets.unfinished(self.chain.genesis, self.chain.netuid, seen.hotkey, seen.payload)
-        if ticket is None or ticket.stage == "prepared":
+        ticket = self._unfinished(seen)
+        if ticket is None:
             return None
         self.say(f"going on with the submission of this file that stands at {ticket.stage!r}")
         return ticket
 
+    def _unfinished(self, seen: Preflight) -> Ticket | None:
+        """The ticket of this very file, or of this address while its file cannot be had."""
+        if self.arguments.replace_pending or self.arguments.dry_run:
+            return None
+        ticket = self.tickets.unfinished(self.chain.genesis, self.chain.netuid, seen.hotkey, seen.payload)
+        return None if ticket is None or ticket.stage == "prepared" or ticket.payload.url != self.arguments.url else ticket
+
     def _explain(self, seen: Preflight) -> None:
         assert seen.payload is not None
+        if self.chain.is_dev:
+            self.say("note:    this is a development network and no real chain; nothing on it has any value")
         self.say(f"file:    {seen.payload.url}\nsha256:  {seen.payload.sha256}  ({seen.size:,} bytes, no findings)")
         for line in seen.effects:
             self.say(f"effect:  {line}")
@@ -146,5 +167,9 @@ class _Submit:
 
 def submit(arguments: argparse.Namespace, hparams: HParams, say: Say, show: Callable[[Any], None]) -> int:
     """`crusades submit` from start to exit code. Raises ChainError and FetchFault for the outside's faults."""
-    return trio.run(run_submit, arguments, hparams, say, show)
+    try:
+        return trio.run(run_submit, arguments, hparams, say, show)
+    except KeyboardInterrupt:
+        say("\ninterrupted; whatever was sent is written down: the same command goes on from there and sends nothing twice")
+        raise
 

@@ -48,6 +48,7 @@ class Chain(Protocol):
     block_time: float
     genesis: str
 
+    async def opens_after(self, blocks: int) -> int: ...
     async def commit_facts(self, hotkey: str) -> CommitFacts: ...
     async def commit(self, payload: bytes, wallet: Any, reveal_blocks: int, *, signed: Signed | None = None) -> Committed: ...
     async def pay_fee(self, wallet: Any, *, signed: Signed | None = None) -> str: ...
@@ -78,6 +79,8 @@ class Preflight(Record, frozen=True, kw_only=True):
     effects: tuple[str, ...] = ()
     """What signing will do, line by line."""
     fee_rao: int = 0
+    reveal_blocks: int = 0
+    """Blocks from the commitment to its opening, as far as can be said."""
     head: int = 0
     hotkey: str = ""
 
@@ -93,7 +96,7 @@ async def preflight(chain: Chain, url: str, hotkey: str, settings: hparams.Chain
 
     Raises FetchFault when the URL's host could not be asked, ChainError when the chain could not.
     """
-    blocks = settings.reveal_blocks if reveal_blocks is None else reveal_blocks
+    blocks = await chain.opens_after(settings.reveal_blocks if reveal_blocks is None else reveal_blocks)
     problems: list[Reason] = []
     findings: tuple[Finding, ...] = ()
     payload: Payload | None = None
@@ -114,7 +117,7 @@ async def preflight(chain: Chain, url: str, hotkey: str, settings: hparams.Chain
     facts = await chain.commit_facts(hotkey)
     problems += chain_problems(facts, settings, size=size, replace_pending=replace_pending)
     return Preflight(payload=payload, size=0 if isinstance(source, Reason) else len(source.content), problems=tuple(problems), findings=findings,
-                     effects=_effects(chain, facts, settings, blocks, size), fee_rao=settings.fee_rao, head=facts.head, hotkey=hotkey)
+                     effects=_effects(chain, facts, settings, blocks, size), fee_rao=settings.fee_rao, reveal_blocks=blocks, head=facts.head, hotkey=hotkey)
 
 
 def _from_findings(findings: Sequence[Finding]) -> list[Reason]:
@@ -144,7 +147,8 @@ def chain_problems(facts: CommitFacts, settings: hparams.Chain, *, size: int, re
         found.append(reason("too-soon", f"The competition counts one commitment of a hotkey each {settings.min_commit_interval} blocks: the next "
                                         f"one from block {next_block} on (now {facts.head})."))
     if asks_fee(settings) and facts.balance_rao < settings.fee_rao + TRANSFER_MARGIN:
-        found.append(reason("fee-missing", f"The fee is {tao(settings.fee_rao)} and the coldkey {facts.coldkey} holds {tao(facts.balance_rao)}."))
+        found.append(reason("fee-missing", f"The fee is {tao(settings.fee_rao)} and the coldkey {facts.coldkey} holds {tao(facts.balance_rao)}; "
+                                           f"send it at least {tao(settings.fee_rao + TRANSFER_MARGIN - facts.balance_rao)} more."))
     return found
 
 

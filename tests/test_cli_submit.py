@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import bittensor as bt
+import bittensor_core as core
 import msgspec
 import pytest
 
@@ -15,6 +17,7 @@ from crusades.devnet.net import run_devnet
 ROOT = Path(__file__).parent.parent
 GOOD = b"def inner_steps(model, data_iterator, optimizer, num_steps, device):\n    return None\n"
 BAD = b"import ctypes\n" + GOOD
+TREASURY = str(core.Keypair.create_from_uri("//treasury").ss58_address)
 FILES = {"train.py": GOOD, "bad.py": BAD, "page.py": b"<!doctype html><html></html>"}
 
 
@@ -118,3 +121,63 @@ def test_a_second_seal_would_destroy_the_first_and_needs_a_word(submit, chain):
     code, document, _ = submit("train.py", "--replace-pending", "--dry-run")
     assert code == 0
     assert any("destroyed unread" in line for line in document["effects"])
+
+
+def test_what_is_committed_already_is_gone_on_with_though_its_host_is_down(submit, chain, tmp_path):
+    with file_host(FILES) as address:
+        assert submit("", url=f"{address}/train.py")[0] == 0
+    code, document, said = submit("", "--wait", url=f"{address}/train.py")
+    assert code == 0, said
+    assert document["status"] == "revealed"
+    assert len(commits(chain)) == 1
+
+
+def test_a_subnet_that_does_not_exist_is_the_users_mistake(submit, chain):
+    code, document, _ = submit("train.py", "--netuid", "77")
+    assert code == 2
+    assert "check --netuid" in document["error"]["message"]
+
+
+@pytest.fixture
+def paying(chain, tmp_path):
+    """Settings that ask for 2 τ, and a wallet with money whose coldkey is encrypted."""
+    wallet = bt.Wallet("rich", "miner", str(tmp_path / "wallets"))
+    wallet.create_new_coldkey(coldkey_password="secret", suppress=True)
+    wallet.create_new_hotkey(use_password=False, suppress=True)
+    chain.register(1, str(wallet.hotkey.ss58_address), str(wallet.coldkeypub.ss58_address))
+    chain.fund(str(wallet.coldkeypub.ss58_address), 10 * 10**9)
+    settings = hparams.load(ROOT / "hparams.toml")
+    asks = msgspec.structs.replace(settings, chain=msgspec.structs.replace(settings.chain, fee_rao=2 * 10**9, fee_address=TREASURY))
+    (tmp_path / "hparams.toml").write_text(to_toml(msgspec.to_builtins(asks)))
+    return ("--hparams", str(tmp_path / "hparams.toml"), "--wallet.name", "rich", "--yes")
+
+
+def test_a_fee_is_paid_once_by_an_encrypted_coldkey(submit, chain, paying, monkeypatch):
+    monkeypatch.setenv("BT_WALLET_PASSWORD", "secret")
+    code, document, said = submit("train.py", *paying)
+    assert code == 0, said
+    assert f"receipt {document['payload']['receipt']}" in said
+    assert submit("train.py", *paying)[1]["submission_id"] == document["submission_id"]
+    assert chain.balance(TREASURY) == 2 * 10**9
+
+
+def test_without_its_password_an_encrypted_coldkey_is_explained(submit, chain, paying, monkeypatch):
+    monkeypatch.delenv("BT_WALLET_PASSWORD", raising=False)
+    code, document, _ = submit("train.py", *paying)
+    assert code == 2
+    assert "set BT_WALLET_PASSWORD" in document["error"]["message"]
+    assert commits(chain) == []
+
+
+def test_a_coldkey_that_cannot_pay_is_told_how_much_is_missing(submit, chain, paying, monkeypatch):
+    monkeypatch.setenv("BT_WALLET_PASSWORD", "secret")
+    chain.fund(str(bt.Wallet("rich", "miner", paying_path(paying)).coldkeypub.ss58_address), 10**9)
+    code, document, _ = submit("train.py", *paying)
+    assert code == 1
+    assert "at least 1.002 τ more" in document["problems"][0]["message"]
+    assert commits(chain) == []
+
+
+def paying_path(flags):
+    """Where the wallets are: beside the settings."""
+    return str(Path(flags[1]).parent / "wallets")

@@ -42,7 +42,7 @@ def words(found):
     ({"pending_block": 990}, 1003, "block 990 is still sealed"),
     ({"used_bytes": 2800}, 1004, "has 300 of 3100 left in this epoch; the next one begins about block 1200"),
     ({"last_commitment": 980}, 1004, "from block 1030 on"),
-    ({"balance_rao": 10**9}, 1007, "The fee is 2 τ and the coldkey 5Cold holds 1 τ"),
+    ({"balance_rao": 10**9}, 1007, "The fee is 2 τ and the coldkey 5Cold holds 1 τ; send it at least 1.002 τ more"),
 ])
 def test_each_obstacle_is_found_before_anything_is_signed(changes, code, says):
     settings = msgspec.structs.replace(FEE, min_commit_interval=50)
