@@ -42,6 +42,9 @@ class Board:
     problems: dict[str, str] = field(default_factory=dict)
     """subsystem → what is wrong right now; absent when all is well."""
 
+    late: dict[str, str] = field(default_factory=dict)
+    """subsystem → how far it is past its own deadline; empty while everybody makes progress."""
+
     @property
     def is_ready(self) -> bool:
         """Every subsystem that reported says "ready", and at least one has."""

@@ -28,6 +28,7 @@ from crusades.errors import ChainError, ConfigError
 from crusades.housekeeping import keep_house
 from crusades.intake import FETCHERS, Fetch, Retries, check_fetched, fetch_revealed
 from crusades.judging import recover, schedule, serve_slot
+from crusades.logs import redactor
 from crusades.metrics import Metrics
 from crusades.poller import poll_chain
 from crusades.records import Finding
@@ -180,7 +181,10 @@ def reload_settings(ctx: Context, config: DaemonConfig) -> None:
         return
     changed = [name for name in fresh.__struct_fields__ if getattr(fresh, name) != getattr(ctx.hparams, name)]
     taken = {name: getattr(fresh, name) for name in changed if name in RELOADED}
+    for secret in (fresh.daemon.webhook_url, fresh.daemon.heartbeat_url):
+        redactor.add(secret)
     ctx.hparams = msgspec.structs.replace(ctx.hparams, **taken)
+    ctx.store.settings = fresh.store
     log.info("SIGHUP: reloaded %s", ", ".join(taken) or "nothing")
     if left := [name for name in changed if name not in RELOADED]:
         log.warning("SIGHUP: %s changed too and need a restart", ", ".join(left))

@@ -57,6 +57,7 @@ async def recover(ctx: Context) -> None:
             await ctx.store.transition(id_, Status.FAULTED, block=ctx.block, reason=why)
             continue
         log.info("submission %s was interrupted; it goes on", id_)
+    ctx.ready("store")
 
 
 # ------------------------------------------------------------------------------------------------ the scheduler

@@ -12,7 +12,7 @@ import shutil
 import httpx
 import trio
 
-from crusades.alerts import Facts, Telling, alerts
+from crusades.alerts import CHAIN_BEHIND, Facts, Telling, alerts
 from crusades.context import Context
 from crusades.logs import redactor
 from crusades.watchdog import STALL, Stalls, heartbeat, notify, status_line, tell, watchdog_interval
@@ -81,6 +81,10 @@ def is_up(ctx: Context) -> bool:
     return all(ctx.board.ready.get(name) == "ready" for name in NEEDED) and bool(ctx.board.slots)
 
 
+def _head_age(ctx: Context) -> float:
+    return ctx.now() - ctx.head_seen_at if ctx.head_seen_at is not None else 0.0
+
+
 def _weights_words(ctx: Context) -> str:
     age = ctx.board.weights_age_tempos
     words = "weights never set" if age is None else f"weights {age:.1f} tempos old"
@@ -93,6 +97,10 @@ async def _show(ctx: Context, late: dict[str, str], stalls: Stalls) -> None:
         metrics.progress_age.labels(subsystem=name).set(age)
         metrics.late.labels(subsystem=name).set(name in late)
         ctx.problem(f"late {name}", late.get(name, ""))
+    ctx.board.late = late
+    ctx.ready("progress", f"late: {', '.join(sorted(late))}" if late else "ready")
+    if ctx.chain.problem or _head_age(ctx) > CHAIN_BEHIND:  # the poller says "ready" again at its next good read
+        ctx.ready("chain", "the node does not answer" if ctx.chain.problem else f"no new block for more than {CHAIN_BEHIND:.0f} s")
     ctx.counts = await ctx.store.counts()
     metrics.show_counts(ctx.counts)
     metrics.ready.set(ctx.board.is_ready)

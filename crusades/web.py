@@ -275,7 +275,10 @@ def _refusal(status: int, error: str, message: str) -> Response:
 def _health(app: Application, board: Board, metrics: Callable[[], bytes] | None) -> None:
     @app.get("/livez")
     async def livez() -> Response:
-        """This loop turns. Nothing else: a restart would not help against a chain that is down."""
+        """200 while this loop turns and every subsystem makes progress, else 503: what systemd's watchdog goes by, for other
+        supervisors. A chain that is down is no reason: a restart would not help."""
+        if board.late:
+            raise Refused(503, "not_live", "; ".join(f"{name}: {words}" for name, words in sorted(board.late.items())) + ".")
         return _json(encode({"live": True}))
 
     @app.get("/readyz")

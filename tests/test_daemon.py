@@ -14,7 +14,7 @@ import trio
 from daemon_house import House, eventually
 from fakes import FakeJudge, make_commitment, make_source
 
-from crusades import hparams
+from crusades import hparams, logs
 from crusades.daemon import Reins, listen_to_signals, reload_settings
 from crusades.errors import ChainError, ConfigError, FetchFault, MustNotRestart, RefereeFault, SandboxFault, StoreError
 from crusades.intake import FIRST_RETRY
@@ -634,9 +634,13 @@ async def test_sighup_takes_what_is_safe_and_names_the_rest(house, autojump_cloc
         assert (ctx.hparams.daemon.max_attempts, ctx.hparams.scoring.burn) == (7, 0.0)
         assert "reloaded daemon" in caplog.text
         assert "scoring" in caplog.text
+        path.write_text(text + '\n[store]\nkeep_backups = 3\n[daemon]\nwebhook_url = "https://hooks.example/a-new-secret"\n')
+        reload_settings(ctx, config)
+        assert ctx.store.settings.keep_backups == 3
+        assert "a-new-secret" not in logs.redactor.clean("posting to https://hooks.example/a-new-secret")
         path.write_text("[daemon]\nmax_atempts = 7")
         reload_settings(ctx, config)
-        assert ctx.hparams.daemon.max_attempts == 7
+        assert ctx.hparams.daemon.webhook_url == "https://hooks.example/a-new-secret"
 
 
 async def test_a_full_disk_ends_the_daemon_and_loses_nothing(house, autojump_clock, monkeypatch):
@@ -667,6 +671,37 @@ async def test_it_is_ready_when_everything_is_and_says_what_it_waits_for(house, 
         assert ctx.board.ready["chain"] != "ready"
         house.chain.failing = None
         await eventually(lambda: ctx.board.is_ready, 300)
+
+
+async def test_during_an_outage_it_is_alive_and_not_ready(house, autojump_clock):
+    async with house.running() as ctx:
+        await eventually(lambda: ctx.board.is_ready)
+        house.chain.failing, house.chain.problem = ChainError("the node is gone"), "the node is gone"
+        await eventually(lambda: ctx.board.ready["chain"] != "ready", patience=30)
+        await trio.sleep(3600)
+        assert ctx.board.late == {}
+        assert not ctx.board.is_ready
+        house.chain.failing, house.chain.problem = None, ""
+        await eventually(lambda: ctx.board.is_ready, patience=60)
+
+
+async def test_a_subsystem_that_hangs_shows_everywhere(house, autojump_clock, monkeypatch):
+    told = []
+    monkeypatch.setattr("crusades.watch.notify", lambda state, environment: told.append(state))
+
+    async def hangs(*statuses):
+        await trio.sleep_forever()
+
+    async with house.running() as ctx:
+        await eventually(lambda: ctx.board.is_ready)
+        monkeypatch.setattr(ctx.store, "in_state", hangs)
+        await trio.sleep(1000)
+        assert {"scheduler", "checker"} <= ctx.board.late.keys()
+        assert not ctx.board.is_ready
+        assert "scheduler" in ctx.board.ready["progress"]
+        told.clear()
+        await trio.sleep(100)
+        assert "WATCHDOG=1" not in told
 
 
 async def test_viewers_hear_of_slots_and_blocks(house, autojump_clock):

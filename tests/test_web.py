@@ -375,6 +375,15 @@ async def test_alive_is_not_ready():
     assert (await get(app, "/readyz")).status_code == 200
 
 
+async def test_a_subsystem_that_hangs_is_not_alive():
+    app, _, board = make(board=filled_board())
+    board.late = {"scheduler": "no progress for 300 s, allowed 120 s"}
+    answer = await get(app, "/livez")
+    told = msgspec.json.decode(await answer.get_data(), type=ApiError)
+    assert (answer.status_code, told.error) == (503, "not_live")
+    assert "scheduler: no progress for 300 s" in told.message
+
+
 async def test_verbose_readiness_names_every_subsystem():
     app, _, _ = make(board=filled_board(ready={"store": "ready", "slot cpu": "warming"}, problems={"chain": "no head"}))
     answer = await get(app, "/readyz?verbose")
