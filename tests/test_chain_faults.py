@@ -5,6 +5,7 @@ import time
 import pytest
 import trio
 from chain_chaos import tell, verdict
+from chain_house import ChainHouse
 from chain_world import NETUID, REVEAL, open_world, payload
 from trio.testing import MockClock
 
@@ -57,40 +58,64 @@ async def fly(clock, bridge):
             clock.jump(1.0)
 
 
-async def test_a_node_that_restarts_mid_extrinsic_vanishes_for_an_hour_and_returns_pruned_and_upgraded(tmp_path, clock):
+@pytest.mark.parametrize("commit_reveal", [False, True])
+async def test_a_node_that_restarts_mid_extrinsic_vanishes_for_an_hour_and_returns_pruned_and_upgraded(tmp_path, clock, commit_reveal):
+    """The whole daemon: in the end the chain holds the vector that its scoring asks for, and nothing was lost or taken for foreign."""
     settings = hparams.Chain(call_deadline=20.0, redial_first=0.5, redial_max=30.0, poll_interval=3.0, weights_deadline=120.0)
-    async with open_world(tmp_path, settings, sealing="interval", block_time=0.05) as w:
-        asked = {w.miner.hotkey.ss58_address: 0.75, (await w.chain.owner()).hotkey: 0.25}
-        windows, errors = [], []
+    async with open_world(tmp_path, settings, sealing="interval", block_time=0.05, commit_reveal=commit_reveal) as w:
+        house, late = ChainHouse(w), w.wallet("late")
         async with trio.open_nursery() as flying:
             flying.start_soon(fly, clock, w.bridge)
-            done = await w.chain.commit(payload(), w.miner, REVEAL)
-            await w.chain.commitments()
-            await hour_of_silence(w, asked, windows, errors)
+            async with house.running() as ctx:
+                await an_hour_of_silence(w, house, late)
+                await until_async(lambda: at_rest(w, house))
+                told = await ctx.store.weights()
+                rows = {row.hotkey: row for row in (await ctx.store.submissions()).items}
+                assert ctx.board.problems == {}
             flying.cancel_scope.cancel()
-        held = await w.chain.read_weights()
-        assert arrived((await w.chain.preflight_weights(asked)).by_uid, held.by_uid)
-        assert not foreign_update(held.last_update, windows)
-        assert errors
-        head = await w.chain.head()
-        (row,) = await w.chain.commitments(head.finalized_hash)
-        assert (row.commit_block, row.commit_block_exact, row.state) == (done.block, True, Status.REVEALED)
+        assert w.net.weights(NETUID, w.net.uid(NETUID, w.chain.hotkey)) == {w.net.uid(NETUID, late.hotkey.ss58_address): 65535}
+        assert (told.equal, list(told.on_chain.values())) == (True, [1.0])
+        row = rows[late.hotkey.ss58_address]
+        assert (row.status, row.commit_block, row.commit_block_exact, row.provisional) == (Status.SCORED, house.late_block, True, False)
+        assert rows[w.miner.hotkey.ss58_address].status is Status.SCORED
 
 
-async def hour_of_silence(w, asked, windows, errors):
+async def an_hour_of_silence(w, house, late):
+    """The first weights are on their way to a node that says nothing any more, restarts, and is gone; a better submission is
+    revealed meanwhile."""
+    await house.commit(w.miner, "early", 40.0)
+    house.late_block = (await house.commit(late, "late", 50.0, reveal=40)).block
     w.net.calls.clear()
     w.fault("silence", "author_submitExtrinsic")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(keep, w.chain, asked, windows, errors)
-        await until(lambda: w.calls("author_submitExtrinsic"))
-        await trio.to_thread.run_sync(w.net.vanish)
-        left_at = trio.current_time()
-        await trio.sleep(3600)
-        assert w.chain.problem
-        w.net.prune(8)
-        w.net.upgrade()
-        await trio.to_thread.run_sync(w.net.appear)
+    await until(lambda: w.calls("author_submitExtrinsic"))
+    await trio.to_thread.run_sync(w.net.close_connections)
+    await trio.to_thread.run_sync(w.net.vanish)
+    left_at = trio.current_time()
+    await trio.sleep(3600)
+    assert house.context.board.problems["chain"]
+    w.net.prune(8)
+    w.net.upgrade()
+    await trio.to_thread.run_sync(w.net.appear)
     assert trio.current_time() - left_at >= 3600
+
+
+async def at_rest(w, house):
+    """Everybody is judged, and the chain holds what scoring asks for."""
+    rows = (await house.context.store.submissions()).items
+    if len(rows) < 2 or not all(row.status.final and not row.provisional for row in rows):
+        return False
+    try:
+        return arrived(await house.asked(), (await w.chain.read_weights()).by_uid) and (await house.context.store.weights()).equal
+    except ChainError:
+        return False
+
+
+async def until_async(condition):
+    """`until`, for a condition that must be awaited."""
+    deadline = time.monotonic() + 30
+    while not await condition():
+        assert time.monotonic() < deadline
+        await trio.to_thread.run_sync(time.sleep, 0.02)
 
 
 async def test_an_upgrade_that_lacks_a_call_holds_the_weights_until_the_next_one_has_it(tmp_path, clock):
