@@ -57,7 +57,7 @@ def _lines() -> Iterator[str]:
     yield _wrapped(sorted(lists.ALLOWED_MODULES))
     yield "\nand their submodules, but for these:\n"
     yield _wrapped(sorted(lists.DENIED_SUBMODULES))
-    yield f"\n(`{'`, `'.join(sorted(lists.ALLOWED_SUBMODULES))}` is allowed.) A listed module may not be installed: `crusades bench` shows what is."
+    yield f"\n(`{'`, `'.join(sorted(lists.ALLOWED_SUBMODULES))}` are allowed.) A listed module may not be installed: `crusades bench` shows what is."
     for group in Group:
         yield f"\n## {group.value}\n"
         if _CHAPTERS[group]:

@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 from rules_honest import HONEST
+from rules_ordinary import ORDINARY
 
 from crusades.rules import first_reason, scan
 
 EXAMPLES_FOLDER = Path(__file__).parent.parent.parent / "examples"
 EXAMPLES = sorted(EXAMPLES_FOLDER.glob("*.py"))
+
+
+HONEST = HONEST | ORDINARY
 
 
 @pytest.mark.parametrize("name", HONEST)

@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 from rules_cheats import submission
 from rules_honest import HONEST
+from rules_ordinary import ORDINARY
 
 from crusades.rules import hook_table
 
 HERE = Path(__file__).parent
 GUARD = HERE.parent.parent / "crusades" / "sandbox" / "inside"
 
-NEEDS_A_CARD = {"cuda-graphs", "triton"}
+HONEST = HONEST | ORDINARY
+NEEDS_A_CARD = {"cuda-graphs", "triton", "triton-kernel", "triton-descriptors", "pinned-and-asynchronous"}
 """Not run on a CPU; `gpu` runs all of them."""
 
 TRACED = submission(
