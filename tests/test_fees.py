@@ -6,13 +6,18 @@ The first stories have a stand-in for the chain and run on the virtual clock; th
 import msgspec
 import pytest
 import trio
+from chain_house import ChainHouse
+from chain_world import SETTINGS as CHAIN
+from chain_world import open_world
 from daemon_house import House
 from fakes import make_commitment, make_source
 
-from crusades.chain_records import Pruned, Receipt
+from crusades import chain as chains
+from crusades import submission
+from crusades.chain_records import Failed, Pruned, Receipt
 from crusades.errors import ChainError
 from crusades.intake import FIRST_RETRY
-from crusades.records import Finding, Neuron, Status
+from crusades.records import Commitment, Finding, Neuron, Status
 
 FEE, TREASURY, COLDKEY = 2 * 10**9, "5Treasury", "5Cold2"
 PAID = Receipt(id="8-1", block=8, signer=COLDKEY, destination=TREASURY, amount_rao=FEE, success=True)
@@ -156,3 +161,73 @@ async def test_a_receipt_from_before_the_window_is_refused_without_asking_an_arc
     id_ = commit(house, block=7990)
     async with house.running():
         assert "not within" in (await house.until(id_)).submission.reason.message
+
+
+# ------------------------------------------------------------------------------------------------ for real
+
+
+@pytest.fixture
+async def market(tmp_path):
+    """A dev chain and a daemon on it that asks for a fee; blocks come ten a second."""
+    asks = msgspec.structs.replace(CHAIN, fee_rao=FEE, fee_address=chains.core.Keypair.create_from_uri("//treasury").ss58_address)
+    async with open_world(tmp_path, asks, sealing="interval", block_time=0.1, reveal_blocks=4) as world:
+        yield ChainHouse(world)
+
+
+async def transfer(world, wallet, destination, rao):
+    """A transfer by the wallet's coldkey, whatever becomes of it; its receipt."""
+    call = chains.bt.calls.Balances.transfer_keep_alive(dest={"Id": destination}, value=rao)
+    try:
+        return (await world.chain._sender.send(call, wallet.coldkey, "a transfer", final=True)).extrinsic
+    except Failed as failed:
+        block = int(str(failed).partition("in block ")[2].partition(":")[0])
+        found = [await world.chain.receipt(f"{block}-{index}") for index in range(6)]
+        return next(one.id for one in found if one is not None)
+
+
+async def judged(market, wallet, name, mfu, receipt):
+    """The submission, once the daemon has judged it."""
+    done = await market.commit(wallet, name, mfu, reveal=4, receipt=receipt)
+    id_ = Commitment(netuid=1, hotkey=wallet.hotkey.ss58_address, uid=None, commit_block=done.block).submission_id
+    return (await market.until(id_, Status.SCORED, Status.REJECTED, patience=30)).submission
+
+
+async def test_real_transfers_pay_only_when_they_should(market):
+    world, asks = market.world, market.settings.chain
+    thief, elsewhere = world.wallet("thief"), world.validator.coldkeypub.ss58_address
+    receipts = {
+        "paid": await world.chain.pay_fee(world.miner),
+        "is of": await transfer(world, world.miner, asks.fee_address, FEE - 1),
+        "went to": await transfer(world, world.miner, elsewhere, FEE),
+        "failed": await transfer(world, world.miner, asks.fee_address, 10**15),
+        "signed by": await transfer(world, thief, asks.fee_address, FEE),
+        "holds no transfer": "1-7",
+    }
+    async with market.running() as ctx:
+        for number, (says, receipt) in enumerate(receipts.items()):
+            row = await judged(market, world.miner, f"n{number}", 40.0 + number, receipt)
+            if says == "paid":
+                assert row.status is Status.SCORED
+                paid = row.id
+            else:
+                assert (row.status, row.reason.code, says in row.reason.message) == (Status.REJECTED, 1007, True), row.reason
+        again = await judged(market, world.miner, "again", 50.0, receipts["paid"])
+        assert f"used by submission {paid}" in again.reason.message
+        assert await ctx.store.receipt_holder(receipts["paid"]) == paid
+
+
+async def test_what_submit_pays_is_what_the_daemon_takes(market):
+    world = market.world
+    tickets = submission.Tickets(world.folder / "tickets")
+    async with market.running() as ctx, world.another(world.miner, **msgspec.structs.asdict(market.settings.chain)) as chain:
+        source = market.files.served[market.host("mine", 41.0).url]
+
+        async def preview(url):
+            return source
+
+        seen = await submission.preflight(chain, source.url, world.miner.hotkey.ss58_address, market.settings.chain, preview=preview, check=lambda _: [])
+        assert seen.ok
+        ticket = await submission.submit(chain, world.miner, submission.new_ticket(chain, seen, seen.reveal_blocks), tickets, market.settings.chain)
+        row = (await market.until(ticket.submission_id, Status.SCORED, Status.REJECTED, patience=30)).submission
+        assert row.status is Status.SCORED, row.reason
+        assert await ctx.store.receipt_holder(ticket.payload.receipt) == ticket.submission_id
