@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -44,6 +45,8 @@ class Orders(msgspec.Struct, frozen=True):
     run_seconds: float = 0.2
     poll_interval: float = 0.2
     real_judge: bool = False
+    webhook: str = ""
+    heartbeat: str = ""
 
 
 def child(text):
@@ -61,6 +64,11 @@ def child(text):
 
     tiny = replace(settings.profiles["tiny"], runs=RUNS, exam_pool=RUNS + 1)
     settings = replace(settings, profiles={**settings.profiles, "tiny": tiny})
+    for secret in (orders.webhook, orders.heartbeat):  # as `crusades.validator` does
+        logs.redactor.add(secret)
+    # Where somebody is to be told, there is something to tell at once.
+    settings = replace(settings, daemon=replace(settings.daemon, webhook_url=orders.webhook, heartbeat_url=orders.heartbeat,
+                                                disk_low_bytes=1 << 60 if orders.webhook else settings.daemon.disk_low_bytes))
     wallet = open_wallet("validator", "default", orders.wallets)
     config = DaemonConfig(hparams=settings, network=orders.network, netuid=NETUID, state_dir=Path(orders.state_dir), wallet=wallet,
                           parts=Parts(open_slot=noting(orders)))
@@ -121,6 +129,8 @@ class Lab:
     log_from: int = 0
     """Where the log of the child of the moment begins."""
     real_judge: bool = False
+    webhook: str = ""
+    heartbeat: str = ""
     kept: dict = field(default_factory=dict)
     """submission id → scored runs in the store at the last kill, where it was being evaluated: exactly these go on."""
 
@@ -158,7 +168,7 @@ class Lab:
         log_file = self.folder / "daemon.log"
         self.log_from = log_file.stat().st_size if log_file.exists() else 0
         orders = Orders(network=self.net.url, state_dir=str(self.state_dir), wallets=str(self.folder / "wallets"), journal=str(self.folder / "journal"),
-                        real_judge=self.real_judge, poll_interval=self.poll_interval)
+                        real_judge=self.real_judge, webhook=self.webhook, heartbeat=self.heartbeat, poll_interval=self.poll_interval)
         with open(log_file, "ab") as log:  # one file for all children of a story
             process = subprocess.Popen([sys.executable, __file__, msgspec.json.encode(orders).decode()], stdout=log, stderr=log, cwd=ROOT,
                                        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", **self.environment})
@@ -213,6 +223,10 @@ class Lab:
             while b"web server at" not in (self.folder / "daemon.log").read_bytes()[self.log_from:]:
                 assert process.poll() is None, f"the daemon ended by itself with {process.returncode}; see {self.folder / 'daemon.log'}"
                 await trio.sleep(0.05)
+
+    def address_of_web(self):
+        """Where the child of the moment listens."""
+        return re.search(r"web server at (http://[0-9.:]+)", (self.folder / "daemon.log").read_bytes()[self.log_from:].decode()).group(1)
 
     async def until_judged(self, patience=240.0):
         """Every submission is final and the weights are where they must be, or TooSlowError."""

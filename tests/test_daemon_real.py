@@ -1,8 +1,10 @@
 """The daemon as a process of its own, on a dev chain, with the real store and real downloads; the judge is a stand-in but for one story."""
 
+import json
 import signal
 import socket
 
+import httpx
 import pytest
 import trio
 from kill_lab import ended, kill_story, open_lab, real_story
@@ -61,3 +63,31 @@ async def test_three_kills_amid_real_evaluations_keep_runs_and_leave_no_process(
     async with open_lab(tmp_path, real_judge=True) as lab:
         await real_story(lab, kills=3, seed=1)
         assert lab.kills == 3
+
+
+async def test_no_secret_of_ours_is_in_the_log_the_state_or_an_answer(tmp_path):
+    """The hotkey file's secrets, the hub's token and the addresses of webhook and heartbeat, searched for in everything that
+    a daemon with real wallet, chain and downloads leaves behind, its last error included."""
+    async with open_lab(tmp_path) as lab:
+        lab.environment = {"HF_TOKEN": "hub-token-of-the-operator", "BT_WALLET_PASSWORD": "password-of-the-operator"}
+        lab.webhook, lab.heartbeat = "http://127.0.0.1:9/hooks/path-of-the-webhook", "http://127.0.0.1:9/path-of-the-heartbeat"
+        await lab.submit(0)
+        with lab.daemon() as process:
+            await lab.until_judged(60.0)
+            url = lab.address_of_web()
+            async with httpx.AsyncClient(timeout=30) as client:
+                answers = [(await client.get(url + path)).text for path in ("/readyz?verbose", "/metrics", "/api/v1/overview", "/api/v1/weights", "/api/v1/slots", "/api/v1/rules")]
+            process.send_signal(signal.SIGTERM)
+            await ended(process)
+        (lab.state_dir / "crusades.db").write_bytes(b"no database" * 1000)
+        with lab.daemon() as process:
+            await ended(process)
+        assert process.returncode == 1
+        keys = json.loads((tmp_path / "wallets" / "validator" / "hotkeys" / "default").read_text())
+        secrets = [str(value).removeprefix("0x") for name, value in keys.items() if name in ("privateKey", "secretPhrase", "secretSeed") and value]
+        assert len(secrets) >= 2
+        secrets += [*lab.environment.values(), "path-of-the-webhook", "path-of-the-heartbeat"]
+        left = [(tmp_path / "daemon.log").read_bytes(), *(text.encode() for text in answers), *(path.read_bytes() for path in (tmp_path / "state").rglob("*") if path.is_file())]
+        assert b"could not be delivered" in left[0]
+        assert b"Traceback" in left[0]
+        assert [secret for secret in secrets if any(secret.encode() in one for one in left)] == []
