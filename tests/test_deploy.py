@@ -1,9 +1,11 @@
 """What ships in `deploy/`: the unit, the dashboard and the alerts agree with the program, and systemd accepts the unit."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -173,3 +175,55 @@ def test_files_are_replaced_whole(tmp_path):
 def test_the_operators_guide_names_only_metrics_that_exist():
     text = (DEPLOY.parent / "docs" / "operating.md").read_text()
     assert set(re.findall(r"\bcrusades_[a-z_]+", text)) <= metric_names()
+
+
+# ------------------------------------------------------------------------------------------------ the delegated group, for real
+
+LEAF_MOVE = """
+import os, subprocess, sys
+from pathlib import Path
+root = Path(sys.argv[1])
+subprocess.run(["mount", "-t", "cgroup2", "none", root], check=True)
+unit = root / f"crusades-test-{os.getpid()}"
+unit.mkdir()
+(unit / "cgroup.procs").write_text(str(os.getpid()))
+from crusades.sandbox.cgroups import enter_leaf
+controllers = (root / "cgroup.controllers").read_text().split()
+enabled = (root / "cgroup.subtree_control").read_text().split()
+for name in controllers:
+    (root / "cgroup.subtree_control").write_text(f"+{name}")
+
+def hands_down():
+    try:
+        for name in controllers:
+            (unit / "cgroup.subtree_control").write_text(f"+{name}")
+    except OSError as error:
+        return error.strerror
+    return "yes"
+
+before = hands_down()
+enter_leaf(root)
+print(before, "|", hands_down(), "|", Path("/proc/self/cgroup").read_text().splitlines()[-1], "|", len(controllers), "|", (unit / "cgroup.procs").read_text().split())
+(root / "cgroup.procs").write_text(str(os.getpid()))
+for folder in [*unit.glob("*/"), unit]:
+    if folder.is_dir():
+        folder.rmdir()
+for name in controllers:
+    if name not in enabled:
+        (root / "cgroup.subtree_control").write_text(f"-{name}")
+"""
+
+
+def test_the_daemon_moves_into_a_leaf_so_that_its_group_may_hand_controllers_down(tmp_path):
+    """The kernel's own rule, on a real version 2 hierarchy: a group with processes in it hands nothing down."""
+    done = subprocess.run(["unshare", "--mount", sys.executable, "-c", LEAF_MOVE, str(tmp_path)], capture_output=True, text=True, timeout=60,
+                          env={**os.environ, "PYTHONPATH": str(DEPLOY.parent)})
+    if done.returncode:
+        pytest.skip(f"no version 2 hierarchy can be mounted here: {done.stderr.strip().splitlines()[-1]}")
+    before, after, group, controllers, left = (part.strip() for part in done.stdout.split("|"))
+    if controllers == "0":
+        pytest.skip("version 1 holds all controllers of this machine")
+    assert before == "Device or resource busy"
+    assert after == "yes"
+    assert group.endswith("/daemon")
+    assert left == "[]"
