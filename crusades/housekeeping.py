@@ -1,13 +1,14 @@
 """Housekeeping: backups on time, and disk use that is bounded. Runs beside everything else and never stops anybody.
 
 What grows: the database (only by submissions), backups (`store.keep_backups` are kept), logs of referees and folders of
-contestants under `slots/` (emptied whenever a slot is opened; files older than `LITTER_AGE` of slots that no longer exist
-are removed here).
+contestants under `slots/` (emptied whenever a slot is opened; what a slot that stays open for months writes is cut at
+`MOST_LOG` here, and the folders of slots that no longer exist go after `LITTER_AGE`).
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import time
 from pathlib import Path
@@ -25,6 +26,10 @@ LITTER_AGE = 7 * 86_400.0
 """Seconds that the folder of a slot that is gone is kept, for whoever wants to read its logs."""
 
 
+MOST_LOG = 16 << 20
+"""Bytes on the disk at which a log is emptied. A referee writes a few lines in its life; this is for one that does not."""
+
+
 async def keep_house(ctx: Context) -> None:
     """For ever: back up when the newest backup is old enough, sweep, and show sizes."""
     ctx.backup_at = await trio.to_thread.run_sync(newest_backup, ctx.state_dir)
@@ -35,6 +40,7 @@ async def keep_house(ctx: Context) -> None:
             ctx.metrics.happened("backup_age_seconds", ctx.backup_at)
         ctx.metrics.store_bytes.set(await trio.to_thread.run_sync(database_bytes, ctx.state_dir))
         await trio.to_thread.run_sync(sweep, ctx.state_dir / "slots", frozenset(name.replace(":", "-") for name in ctx.seats))
+        await trio.to_thread.run_sync(cut_logs, ctx.state_dir / "slots")
         await trio.sleep(LOOK)
 
 
@@ -68,3 +74,14 @@ def sweep(slots: Path, live: frozenset[str], older_than: float = LITTER_AGE) -> 
             shutil.rmtree(folder, ignore_errors=True)
             removed.append(folder.name)
     return removed
+
+
+def cut_logs(slots: Path, most: int = MOST_LOG) -> list[Path]:
+    """Empty logs that have grown too long; which. Whoever writes one goes on behind a hole, which takes no disk."""
+    cut = []
+    for log_file in slots.glob("*/*.log"):
+        if log_file.stat().st_blocks * 512 > most:
+            os.truncate(log_file, 0)
+            log.warning("%s had grown beyond %d MiB and was emptied", log_file, most >> 20)
+            cut.append(log_file)
+    return cut

@@ -7,7 +7,7 @@ import msgspec
 from daemon_house import House, eventually
 
 from crusades.errors import StoreError
-from crusades.housekeeping import newest_backup, sweep
+from crusades.housekeeping import cut_logs, newest_backup, sweep
 from crusades.store import Store
 
 
@@ -20,6 +20,17 @@ def test_only_old_folders_of_slots_that_are_gone_are_swept(tmp_path):
     assert sweep(tmp_path, live=frozenset({"cpu"})) == ["cuda-0"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cpu", "cuda-1"]
     assert sweep(tmp_path / "nowhere", frozenset()) == []
+
+
+def test_a_log_that_grows_without_end_is_emptied_under_its_writer(tmp_path):
+    (tmp_path / "cpu").mkdir()
+    with (tmp_path / "cpu" / "referee.log").open("wb", buffering=0) as file:
+        file.write(b"x" * 300_000)
+        assert cut_logs(tmp_path, most=1 << 20) == []
+        assert cut_logs(tmp_path, most=200_000) == [tmp_path / "cpu" / "referee.log"]
+        file.write(b"its last words")
+        assert cut_logs(tmp_path, most=200_000) == []
+    assert (tmp_path / "cpu" / "referee.log").read_bytes().endswith(b"its last words")
 
 
 async def test_a_backup_is_made_at_the_first_start_and_then_each_interval(tmp_path, autojump_clock):
