@@ -98,3 +98,27 @@ assert len(FAULTS) == len(_ROWS) == len(BY_NAME), "a code or name stands twice i
 def fault(name: str) -> Fault:
     """The row called `name`. KeyError is a bug in the caller."""
     return BY_NAME[name]
+
+
+# ------------------------------------------------------------------------------------------------ for people
+
+_GROUPS = {
+    1: ("The submission's", "Final. The reason names stage, rule, line, measured value and limit where there are any."),
+    2: ("The validator's", "Tried again in front of the queue, `daemon.max_attempts` times in all with doubled delays, then `faulted`; never charged to the miner."),
+    3: ("The outside's", "Tried again with doubled delays; a host that cannot be asked gets `fetch.grace_hours` before that is final."),
+}
+
+
+def as_markdown() -> str:
+    """`docs/faults.md`; `python -m crusades.faults` prints it and a test compares."""
+    lines = ["# Faults", "", "Whose fault, and what happens next: the codes of every reason, in the API, the TUI, the log and the metrics. Printed by",
+             "`python -m crusades.faults` from the table that the program itself uses.", ""]
+    for group, (title, what) in _GROUPS.items():
+        lines += [f"## {group}xxx: {title}", "", what, "", "| code | name | what happened | what to do |", "|---|---|---|---|"]
+        lines += [f"| {row.code} | `{row.name}` | {row.title} | {row.advice} |" for row in _ROWS if row.code // 1000 == group]
+        lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(as_markdown(), end="")
