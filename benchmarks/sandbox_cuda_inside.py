@@ -4,11 +4,12 @@ import ctypes
 import json
 import os
 import socket
+import subprocess
 import sys
 import time
 import traceback
 
-sys.path.insert(0, "/inside/guard")
+sys.path[:0] = ["/inside/guard", "/inside/bench"]
 MIB = 1 << 20
 channel = socket.socket(fileno=3)
 state = {}
@@ -17,6 +18,10 @@ state = {}
 def stage_limits():
     import limits
 
+    if "landlock" in state["skip"]:
+        limits._landlock = lambda: "skipped"
+    if "rlimits" in state["skip"]:
+        limits._lower = lambda name, value: "skipped"
     return limits.apply()
 
 
@@ -31,7 +36,10 @@ def stage_cuda_init():
     torch = state["torch"]
     torch.cuda.init()
     torch.empty(1, device="cuda")
-    return f"{torch.cuda.device_count()} card(s), {torch.cuda.get_device_name(0)}"
+    count, nodes = torch.cuda.device_count(), [name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit()]
+    assert count == 1, f"{count} cards are visible"
+    assert len(nodes) == 1, nodes
+    return f"{torch.cuda.get_device_name(0)}, alone, as {nodes[0]}"
 
 
 def stage_matmul():
@@ -107,6 +115,13 @@ def stage_graph():
     return float(b[0, 0])
 
 
+def stage_ldconfig():
+    """How Triton finds libcuda."""
+    said = subprocess.run(["/sbin/ldconfig", "-p"], capture_output=True, text=True, check=True).stdout
+    found = [line.split()[-1] for line in said.splitlines() if "libcuda.so" in line]
+    return f"{len(said.splitlines())} libraries, libcuda: {found or 'none'}"
+
+
 def stage_triton():
     import triton
     import triton.language as tl
@@ -151,9 +166,21 @@ def stage_hold():
     return "4 GiB"
 
 
+def read_line():
+    heard = b""
+    while not heard.endswith(b"\n"):
+        heard += channel.recv(65536)
+    return heard
+
+
 def main():
-    order = json.loads(channel.recv(65536))
+    order = json.loads(read_line())
     state["handle"] = bytes.fromhex(order["handle"])
+    state["skip"] = order.get("skip", [])
+    if order.get("allowed"):
+        from sandbox_listen import listen
+
+        listen(order["allowed"], channel)
     for name in order["stages"]:
         start = time.perf_counter()
         row = {"stage": name, "ok": True}
