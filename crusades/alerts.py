@@ -16,7 +16,7 @@ REPEAT = 6 * 3600.0
 WEIGHTS_LATE_TEMPOS = 2.0
 """A subnet counts weights once each tempo; two without an update are one lost."""
 CHAIN_BEHIND = 120.0
-"""Seconds without a new head: ten blocks."""
+"""Seconds without a new head that could be read: ten blocks."""
 BACKUP_OLD = 2.0
 """Backups are late after this many of their own intervals."""
 
@@ -34,7 +34,8 @@ class Facts(Record, frozen=True, kw_only=True):
     """Why there is no slot at all."""
     disk_free_bytes: int | None = None
     disk_low_bytes: int = 0
-    head_age_seconds: float | None = None
+    unread_seconds: float = 0.0
+    """Since a head was read whole: a node may push heads and answer nothing."""
     chain_problem: str = ""
     backup_age_seconds: float | None = None
     backup_interval_seconds: float = 86_400.0
@@ -66,8 +67,8 @@ def alerts(facts: Facts) -> list[Alert]:
         say("no-device", facts.devices_problem)
     if facts.disk_free_bytes is not None and facts.disk_free_bytes < facts.disk_low_bytes:
         say("disk-low", f"{facts.disk_free_bytes / 2**30:.1f} GiB free in the state directory; wanted {facts.disk_low_bytes / 2**30:.1f} GiB")
-    if facts.head_age_seconds is not None and facts.head_age_seconds > CHAIN_BEHIND:
-        say("chain-behind", f"no new block for {facts.head_age_seconds:.0f} s; cause: {facts.chain_problem or 'the node sends none'}")
+    if facts.unread_seconds > CHAIN_BEHIND:
+        say("chain-behind", f"no new block could be read for {facts.unread_seconds:.0f} s; cause: {facts.chain_problem or 'the node sends none'}")
     if facts.backup_age_seconds is not None and facts.backup_age_seconds > BACKUP_OLD * facts.backup_interval_seconds:
         say("backup-old", f"the newest backup is {facts.backup_age_seconds / 3600:.0f} h old; wanted one each {facts.backup_interval_seconds / 3600:.0f} h")
     return found + [Alert(key=f"late-{subsystem}", text=f"{subsystem}: {how}") for subsystem, how in sorted(facts.late.items())]

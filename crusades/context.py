@@ -97,9 +97,9 @@ class Context:
     """Set at SIGTERM: nothing new is begun."""
     counts: dict[str, int] = field(default_factory=dict)
     """Submissions by status, as the watch last saw them."""
-    head_seen_at: float | None = None
+    read_at: float | None = None
     backup_at: float | None = None
-    """Unix times of the last new head and of the newest backup."""
+    """Unix times of the last head that was read whole (of the start, before the first) and of the newest backup."""
     weights_equal: bool | None = None
     """Whether the chain holds what we asked for; None while nothing is due."""
     systemd: dict[str, str] = field(default_factory=dict)

@@ -226,11 +226,13 @@ def _progress(ctx: Context, seat: Seat, submission_id: str, words: str) -> None:
 
 
 async def _interrupted(ctx: Context, seat: Seat, row: Submission) -> None:
-    """We are stopping: back in front of the queue, bounded, so that a stuck disk cannot hold the shutdown."""
+    """We are stopping, or the device is gone: back in front of the queue, bounded, so that a stuck disk cannot hold us up."""
     ctx.board.progress.pop(row.id, None)
     with trio.move_on_after(FLUSH, shield=True):
         ctx.memory[row.id] = replace(ctx.memory.get(row.id, Memory()), kept_on=seat.name)
-        why = Reason(code=fault("interrupted").code, stage=Stage.RUN, message="The validator stopped during the evaluation; it goes on after the restart.")
+        words = ("The validator stopped during the evaluation; it goes on after the restart." if ctx.stopping.is_set()
+                 else f"The device of slot {seat.name} was lost during the evaluation; it goes on as soon as there is a slot.")
+        why = Reason(code=fault("interrupted").code, stage=Stage.RUN, message=words, hint=fault("interrupted").advice)
         with suppress(StoreError):  # a full disk: the next start finds it RUNNING and does the same
             await ctx.store.requeue(row.id, why, block=ctx.block)
 

@@ -50,6 +50,7 @@ async def poll_chain(ctx: Context, *, task_status: trio.TaskStatus[None] = trio.
             ctx.problem("chain", f"block {head.best} could not be read: {error}")
             continue
         ctx.metrics.reads.labels(result="read").inc()
+        ctx.read_at = ctx.now()
         ctx.problem("chain", ctx.chain.problem)
         ctx.ready("chain")
 
@@ -85,7 +86,6 @@ def _note_head(ctx: Context, head: Head) -> None:
     ctx.metrics.head_block.set(best)
     ctx.metrics.finalized_block.set(finalized)
     ctx.metrics.happened("chain_head_age_seconds")
-    ctx.head_seen_at = ctx.now()
     ctx.health.progress("chain poller", f"block {best}")
     ctx.bells.head.ring()
 

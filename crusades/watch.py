@@ -33,6 +33,7 @@ async def watch(ctx: Context) -> None:
     """For as long as the daemon lives, its last seconds included."""
     interval = min(LOOK, watchdog_interval(ctx.systemd) or LOOK)
     stalls = _watch_loop(ctx)
+    ctx.read_at = ctx.now()  # a node that never answers is late from here on
     told_ready, said, telling, next_alerts = False, "", Telling(), 0.0
     async with httpx.AsyncClient() as client:
         try:
@@ -81,8 +82,8 @@ def is_up(ctx: Context) -> bool:
     return all(ctx.board.ready.get(name) == "ready" for name in NEEDED) and bool(ctx.board.slots)
 
 
-def _head_age(ctx: Context) -> float:
-    return ctx.now() - ctx.head_seen_at if ctx.head_seen_at is not None else 0.0
+def _unread_seconds(ctx: Context) -> float:
+    return 0.0 if ctx.read_at is None else ctx.now() - ctx.read_at
 
 
 def _weights_words(ctx: Context) -> str:
@@ -99,8 +100,8 @@ async def _show(ctx: Context, late: dict[str, str], stalls: Stalls) -> None:
         ctx.problem(f"late {name}", late.get(name, ""))
     ctx.board.late = late
     ctx.ready("progress", f"late: {', '.join(sorted(late))}" if late else "ready")
-    if ctx.chain.problem or _head_age(ctx) > CHAIN_BEHIND:  # the poller says "ready" again at its next good read
-        ctx.ready("chain", "the node does not answer" if ctx.chain.problem else f"no new block for more than {CHAIN_BEHIND:.0f} s")
+    if ctx.chain.problem or _unread_seconds(ctx) > CHAIN_BEHIND:  # the poller says "ready" again at its next good read
+        ctx.ready("chain", "the node does not answer" if ctx.chain.problem else f"no new block could be read for more than {CHAIN_BEHIND:.0f} s")
     ctx.counts = await ctx.store.counts()
     metrics.show_counts(ctx.counts)
     metrics.ready.set(ctx.board.is_ready)
@@ -149,7 +150,7 @@ def _facts(ctx: Context, late: dict[str, str]) -> Facts:
         weights_age_tempos=seen.weights_age_tempos, weights_cause=seen.weights_held, weights_equal=ctx.weights_equal, slots_out=out,
         devices_problem=seen.problems.get("devices", ""),
         disk_free_bytes=shutil.disk_usage(ctx.state_dir).free, disk_low_bytes=ctx.hparams.daemon.disk_low_bytes,
-        head_age_seconds=ctx.now() - ctx.head_seen_at if ctx.head_seen_at is not None else None, chain_problem=ctx.chain.problem,
+        unread_seconds=_unread_seconds(ctx), chain_problem=seen.problems.get("chain", ""),
         backup_age_seconds=ctx.now() - ctx.backup_at if ctx.backup_at is not None else None,
         backup_interval_seconds=ctx.hparams.store.backup_hours * 3600, late=late)
 

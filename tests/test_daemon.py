@@ -419,7 +419,9 @@ async def test_a_card_that_goes_and_comes_back(house, autojump_clock):
         hung = commit(house, "# hang")
         await house.until(hung, Status.RUNNING)
         house.cards.clear()
-        assert (await house.until(hung, Status.QUEUED)).submission.reason.code == 2005
+        reason = (await house.until(hung, Status.QUEUED)).submission.reason
+        assert reason.code == 2005
+        assert "slot cuda:0 was lost" in reason.message
         assert ctx.board.slots == {}
         assert "devices" in ctx.board.problems
         house.cards.append("1")
@@ -683,6 +685,37 @@ async def test_during_an_outage_it_is_alive_and_not_ready(house, autojump_clock)
         assert not ctx.board.is_ready
         house.chain.failing, house.chain.problem = None, ""
         await eventually(lambda: ctx.board.is_ready, patience=60)
+
+
+async def test_the_heartbeat_stops_and_people_are_told_as_long_as_something_is_wrong(house, autojump_clock, monkeypatch):
+    pings, told = [], []
+
+    async def ping(url, client):
+        pings.append(url)
+
+    async def post(url, text, client):
+        told.append(text)
+
+    monkeypatch.setattr("crusades.watch.heartbeat", ping)
+    monkeypatch.setattr("crusades.watch.tell", post)
+    daemon = msgspec.structs.replace(house.settings.daemon, webhook_url="https://hooks.example/x", heartbeat_url="https://beat.example/x")
+    house.settings = msgspec.structs.replace(house.settings, daemon=daemon)
+    async with house.running() as ctx:
+        await trio.sleep(300)
+        assert len(pings) >= 3
+        assert told == []
+        house.chain.failing, house.chain.problem = ChainError("the node is gone"), "the node is gone"
+        await eventually(lambda: told, patience=400)
+        assert "no new block could be read" in told[0]
+        assert "the node is gone" in told[0]
+        pings.clear()
+        await trio.sleep(600)
+        assert pings == []
+        assert len(told) == 1
+        house.chain.failing, house.chain.problem = None, ""
+        await eventually(lambda: pings, patience=120)
+        assert told[1].partition(": ")[2].startswith("over: ")
+        assert ctx.board.problems == {}
 
 
 async def test_a_subsystem_that_hangs_shows_everywhere(house, autojump_clock, monkeypatch):

@@ -128,7 +128,7 @@ def test_nothing_known_raises_no_alert():
     (Facts(slots_out={"cuda:1": "its control run failed"}), "slot-cuda:1", "control run"),
     (Facts(devices_problem="profile big needs an NVIDIA card and none answers"), "no-device", "none answers"),
     (Facts(disk_free_bytes=1 << 30, disk_low_bytes=2 << 30), "disk-low", "1.0 GiB"),
-    (Facts(head_age_seconds=500.0, chain_problem="node down"), "chain-behind", "node down"),
+    (Facts(unread_seconds=500.0, chain_problem="node down"), "chain-behind", "node down"),
     (Facts(backup_age_seconds=60 * 3600.0, backup_interval_seconds=24 * 3600.0), "backup-old", "60 h"),
     (Facts(late={"poller": "no progress for 90 s"}), "late-poller", "90 s"),
 ])  # fmt: skip
