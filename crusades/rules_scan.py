@@ -29,6 +29,9 @@ from crusades.rules_table import BY_ID
 MAX_FINDINGS = 200
 """More say nothing new."""
 
+MAX_MESSAGE = 300
+"""Characters."""
+
 
 def scan(source: bytes | str, *, filename: str = "train.py", max_bytes: int = MAX_BYTES) -> list[Finding]:
     """Every finding in `source`, by line and column. Never raises; empty for a clean file.
@@ -90,4 +93,10 @@ def _characters(lines: list[str], line: int, offset: int) -> int:
 
 def _finding(rule: str, line: int, column: int, message: str, end_line: int | None = None, end_column: int | None = None) -> Finding:
     row = BY_ID[rule]
-    return Finding(rule=rule, line=line, column=column, message=message, why=row.why, instead=row.instead, end_line=end_line, end_column=end_column)
+    return Finding(rule=rule, line=line, column=column, message=_shown(message), why=row.why, instead=row.instead, end_line=end_line, end_column=end_column)
+
+
+def _shown(message: str) -> str:
+    """A message quotes the file: nothing in it may move a cursor, reverse a line, or fill a log."""
+    cut = message if len(message) <= MAX_MESSAGE else message[:MAX_MESSAGE] + "…"
+    return cut if cut.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)

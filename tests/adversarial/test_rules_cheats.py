@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+
 import pytest
 from rules_cheats import CHEATS, submission
 from rules_evasions import EVASIONS
@@ -31,6 +33,24 @@ def test_a_finding_points_into_the_file(cheat):
     for finding in scan(cheat.source):
         assert 1 <= finding.line <= len(lines)
         assert 1 <= finding.column <= len(lines[finding.line - 1]) + 1
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_no_message_quotes_what_a_terminal_obeys(where):
+    """Every string of every cheat with an escape sequence and a reversal in it, and long."""
+    hostile, told = "\x1b[2J\u202e" + "x" * 1000, 0
+    for cheat in (*CHEATS, *EVASIONS):
+        if cheat.rule in ("R601", "R602", "R703"):
+            continue
+        tree = ast.parse(cheat.source)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                node.value = hostile + node.value if where == "before" else node.value + hostile
+        for finding in scan(ast.unparse(tree)):
+            assert finding.message.isprintable(), (cheat.name, finding.message)
+            assert len(finding.message) < 2000
+            told += "u202e" in finding.message
+    assert told, "no message quotes a string: this tests nothing"
 
 
 def test_every_rule_has_a_cheat():
