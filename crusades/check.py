@@ -15,7 +15,7 @@ from typing import Any
 
 from crusades.errors import UsageError
 from crusades.records import Finding, to_builtins, to_json
-from crusades.rules_apart import check_forked
+from crusades.rules_apart import scan_forked
 from crusades.rules_source import MAX_BYTES, Unreadable, decode, split_lines
 
 READ_CAP = 16 << 20
@@ -30,7 +30,7 @@ def run(paths: Sequence[str], json: bool = False, *, max_bytes: int = MAX_BYTES)
     if not paths:
         raise UsageError("name a file: crusades check train.py")
     sources = [(path, _read(path)) for path in paths]
-    results = [(path, source, check_forked(source, max_bytes=max_bytes).findings) for path, source in sources]
+    results = [(path, source, scan_forked(source, max_bytes=max_bytes)) for path, source in sources]
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot show a character gets its escape
         sys.stdout.reconfigure(errors="backslashreplace")
     if json:

@@ -2,7 +2,7 @@
 
 Parsing holds the interpreter's lock for a quarter of a second at 500 kB, and a file can be written to use a gigabyte. The
 child has limits of its own on memory and CPU time, so what it may cost is known, and a parser that crashes is a finding.
-A daemon has threads and starts a new interpreter (`check_apart`); a command has none and forks (`check_forked`), which
+A daemon has threads and starts a new interpreter (`check_apart`); a command has none and forks (`scan_forked`), which
 takes milliseconds.
 """
 
@@ -60,11 +60,11 @@ def check_apart(source: bytes, *, max_bytes: int = MAX_BYTES, timeout: float = W
     return _answer(done.returncode, done.stdout, done.stderr)
 
 
-def check_forked(source: bytes, *, max_bytes: int = MAX_BYTES) -> Checked:
-    """`check_apart` for a command: the child is a fork of this process, so it starts at once. With other threads about, when a
-    fork could inherit a lock that nobody will ever release, it is `check_apart` after all."""
+def scan_forked(source: bytes, *, max_bytes: int = MAX_BYTES) -> list[Finding]:
+    """`scan_apart` for a command: the child is a fork of this process, so it starts at once. With other threads about, when a
+    fork could inherit a lock that nobody will ever release, it is `scan_apart` after all."""
     if threading.active_count() > 1:
-        return check_apart(source, max_bytes=max_bytes)
+        return scan_apart(source, max_bytes=max_bytes)
     reading, writing = os.pipe()
     try:
         child = os.fork()
@@ -81,7 +81,7 @@ def check_forked(source: bytes, *, max_bytes: int = MAX_BYTES) -> Checked:
     finally:
         _, status = os.waitpid(child, 0)
     returncode = os.waitstatus_to_exitcode(status)
-    return _answer(returncode, said, b"" if returncode == 0 else said)
+    return list(_answer(returncode, said, b"" if returncode == 0 else said).findings)
 
 
 def scan_apart(source: bytes, *, max_bytes: int = MAX_BYTES) -> list[Finding]:
@@ -121,8 +121,8 @@ def _limit() -> None:
         resource.setrlimit(kind, (soft, hard))
 
 
-def _judge(source: bytes, max_bytes: int) -> bytes:
-    return to_json(Checked(tuple(scan(source, max_bytes=max_bytes)), fingerprint(source)))
+def _judge(source: bytes, max_bytes: int, *, compare: bool) -> bytes:
+    return to_json(Checked(tuple(scan(source, max_bytes=max_bytes)), fingerprint(source) if compare else ""))
 
 
 def _forked_child(writing: int, source: bytes, max_bytes: int) -> None:
@@ -134,7 +134,7 @@ def _forked_child(writing: int, source: bytes, max_bytes: int) -> None:
             signal.signal(number, signal.SIG_DFL)
         gc.freeze()  # what was there before is not looked through, nor copied
         _limit()
-        answer, status = _judge(source, max_bytes), 0
+        answer, status = _judge(source, max_bytes, compare=False), 0
     except BaseException as error:
         answer = "".join(traceback.format_exception(error)).encode("utf-8", "replace")
     try:
@@ -146,4 +146,4 @@ def _forked_child(writing: int, source: bytes, max_bytes: int) -> None:
 
 if __name__ == "__main__":
     _limit()
-    sys.stdout.buffer.write(_judge(sys.stdin.buffer.read(), int(sys.argv[1])))
+    sys.stdout.buffer.write(_judge(sys.stdin.buffer.read(), int(sys.argv[1]), compare=True))
