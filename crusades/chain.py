@@ -245,16 +245,25 @@ class Chain:
         return bt.calls.SubtensorModule.set_mechanism_weights(
             netuid=self.netuid, mecid=0, dests=list(plan.uids), weights=list(plan.values), version_key=plan.version_key), None
 
+    async def rehearse(self, plan: WeightsPlan) -> None:
+        """Everything that sending the plan's weights takes, sealing included, but the sending. ChainError when it would fail."""
+        call, _ = self._plain(plan) if not plan.commit_reveal else self._seal(plan)
+        await self.call(lambda node: node.client.compose(call))  # type: ignore[no-untyped-call]  # the SDK leaves it so
+
     async def _sealed(self, plan: WeightsPlan) -> tuple[Any, int]:
+        call, reveal_round = self._seal(plan)
+        if self.is_dev:
+            commit, plaintext = bytes(call.params["commit"]), dev_plaintext(bytes(self._signer().public_key), plan)
+            await self.call(lambda node: node.rpc("crusades_oracle", "0x" + commit.hex(), "0x" + plaintext.hex()))
+        return call, reveal_round
+
+    def _seal(self, plan: WeightsPlan) -> tuple[Any, int]:
         epoch, hotkey = plan.epoch, self._signer()
         commit, reveal_round = core.get_encrypted_commit_v2(
             uids=list(plan.uids), weights=list(plan.values), version_key=plan.version_key, last_epoch_block=epoch.last_epoch_block,
             pending_epoch_at=epoch.pending_epoch_at, subnet_epoch_index=epoch.index, tempo=epoch.tempo,
             blocks_since_last_step=epoch.blocks_since_last_step, current_block=plan.block, subnet_reveal_period_epochs=epoch.reveal_period,
             block_time=self.block_time, hotkey=bytes(hotkey.public_key))
-        if self.is_dev:
-            plaintext = dev_plaintext(bytes(hotkey.public_key), plan)
-            await self.call(lambda node: node.rpc("crusades_oracle", "0x" + bytes(commit).hex(), "0x" + plaintext.hex()))
         return bt.calls.SubtensorModule.commit_timelocked_mechanism_weights(
             netuid=self.netuid, mecid=0, commit=bytes(commit), reveal_round=reveal_round, commit_reveal_version=COMMIT_REVEAL_VERSION), reveal_round
 

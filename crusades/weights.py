@@ -92,6 +92,9 @@ class _Setter:
 
     ours: list[Window] = field(default_factory=list)
     """Where extrinsics of ours may be: everything that the store journalled, and what was there when we came."""
+    window: Window | None = None
+    included: int | None = None
+    """Of the newest of these that is not known to be final: where it may be, and the block that it was seen in."""
     asked: dict[int, int] = field(default_factory=dict)
     """The last vector sent, by uid."""
     asked_block: int | None = None
@@ -100,6 +103,7 @@ class _Setter:
     trouble: str = ""
     """Why the last attempt failed, until the next one."""
     rehearsed_epoch: int = -1
+    rehearsed_block: int | None = None
     state_known: bool = True
     acquainted: bool = False
 
@@ -150,7 +154,7 @@ async def _look_and_act(ctx: Context, me: _Setter) -> str:
     await _read_back(ctx, me, held)
     vector, why_empty = await _vector(ctx)
     plan = await ctx.chain.preflight_weights(vector) if vector else None
-    _rehearse(ctx, me, plan, held)
+    await _rehearse(ctx, me, plan, held)
     choice = choose(_situation(ctx, me, vector, why_empty, plan, held))
     if not choice.send or plan is None:
         return choice.held or (me.trouble if held.block < me.never_before else "")
@@ -188,7 +192,18 @@ async def _acquaint(ctx: Context, me: _Setter, held: OnChainWeights) -> None:
     me.acquainted = True
 
 
+def _narrow(ctx: Context, me: _Setter, held: OnChainWeights) -> None:
+    """Once the block that holds our weights is final, only that block is ours: another process that sends within the same
+    window is noticed. In doubt (a reorganisation moved them) the window stays as wide as it was."""
+    if me.included is None or ctx.board.finalized_block is None or ctx.board.finalized_block < me.included:
+        return
+    if held.last_update == me.included and me.window in me.ours:
+        me.ours[me.ours.index(me.window)] = Window(me.included, me.included)
+    me.included = None
+
+
 async def _beware(ctx: Context, me: _Setter, held: OnChainWeights) -> None:
+    _narrow(ctx, me, held)
     if not foreign_update(held.last_update, me.ours):
         return
     if await _registered_at(ctx) == held.last_update:  # our hotkey was registered anew while we ran
@@ -238,15 +253,25 @@ async def _vector(ctx: Context) -> tuple[dict[str, float], str]:
     return dict(found.weights), "; ".join(found.reasons)
 
 
-def _rehearse(ctx: Context, me: _Setter, plan: WeightsPlan | None, held: OnChainWeights) -> None:
-    """Once each epoch: would it work now? The chart of these shows trouble before the window."""
-    if plan is None or plan.epoch.index == me.rehearsed_epoch:
+async def _rehearse(ctx: Context, me: _Setter, plan: WeightsPlan | None, held: OnChainWeights) -> None:
+    """Once each epoch: would it work now? The chart of these shows trouble before the window; so it is done on a young subnet
+    too, where nobody has scored, with the same share for everybody, which no rule about the shape of a vector refuses."""
+    if plan is None:
+        if me.rehearsed_block is not None and held.block - me.rehearsed_block < held.tempo:
+            return
+        plan = await ctx.chain.preflight_weights({neuron.hotkey: 1.0 for neuron in await ctx.chain.neurons()})
+    if plan.epoch.index == me.rehearsed_epoch:
         return
-    me.rehearsed_epoch = plan.epoch.index
-    hit = not plan.refused or plan.retry_block is not None
-    ctx.metrics.rehearsals.labels(result="hit" if hit else "miss").inc()
-    if not hit:
-        log.warning("rehearsal of epoch %s: weights would be refused: %s", plan.epoch.index, "; ".join(plan.refused))
+    me.rehearsed_epoch, me.rehearsed_block = plan.epoch.index, plan.block
+    trouble = "; ".join(plan.refused) if plan.retry_block is None else ""
+    if not trouble:
+        try:
+            await ctx.chain.rehearse(plan)
+        except ChainError as error:
+            trouble = str(error)
+    ctx.metrics.rehearsals.labels(result="miss" if trouble else "hit").inc()
+    if trouble:
+        log.warning("rehearsal of epoch %s: weights would be refused: %s", plan.epoch.index, trouble)
 
 
 async def _send(ctx: Context, me: _Setter, plan: WeightsPlan) -> None:
@@ -255,8 +280,10 @@ async def _send(ctx: Context, me: _Setter, plan: WeightsPlan) -> None:
     # In the journal before it is in the world: a crash between the two must not look like a doppelganger.
     await ctx.store.record_weights(asked=by_uid, block=plan.block, first=window.first, last=window.last)
     me.ours.append(window)
+    me.window, me.included = window, None
     me.asked, me.asked_block, me.applied = plan.by_uid, plan.block, False
     with trio.fail_after(ctx.hparams.chain.weights_deadline * 2 + 60.0):  # the adapter has its own deadline; this one catches a bug
         outcome = await ctx.chain.set_weights(plan)
+    me.included = outcome.block
     ctx.metrics.weights_attempts.labels(outcome="included").inc()
     log.info("weights are in block %s%s", outcome.block, ", sealed" if outcome.sealed else "")

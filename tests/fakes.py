@@ -231,6 +231,9 @@ class FakeChain:
         return WeightsPlan(netuid=1, block=self.block, block_hash="", uid=1, asked=dict(weights), uids=uids, values=values,
                            epoch=Epoch(tempo=self.tempo, index=self.block // self.tempo), refused=tuple(self.refused))
 
+    async def rehearse(self, plan):
+        await self._read()
+
     @staticmethod
     def window(plan):
         return Window(plan.block + 1, plan.block + 20)
