@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 from crusades import __version__
 
@@ -37,6 +38,10 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+Add = Callable[[str, str], argparse.ArgumentParser]
+"""(name, help) → the command's own parser."""
+
+
 def parser() -> argparse.ArgumentParser:
     """Every command and flag."""
     top = argparse.ArgumentParser(prog="crusades", description="Race to train a model: write, check, bench and submit a train.py; watch the validator.")
@@ -48,6 +53,16 @@ def parser() -> argparse.ArgumentParser:
         command.set_defaults(json=False)
         return command
 
+    _demo(add)
+    _for_miners(add)
+    _for_viewers(add)
+    _for_operators(add)
+    for name, text in (("devnet", "run a local stand-in for a chain node"), ("store", "back up, restore, export, import or verify a validator's state")):
+        commands.add_parser(name, help=text, add_help=False)  # their modules own their flags: see cli.PASSED_ON
+    return top
+
+
+def _demo(add: Add) -> None:
     command = add("demo", "run everything on this machine: a dev chain, a validator, honest and cheating miners")
     command.add_argument("--once", action="store_true", help="end when all are judged and weights are set, and print the leaderboard")
     command.add_argument("--profile", metavar="P", help="workload of hparams.toml (default: its dev profile)")
@@ -55,6 +70,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--web", metavar="HOST:PORT", default="127.0.0.1:0", help="where the web page listens (default: any free port)")
     _json_flag(command)
 
+
+def _for_miners(add: Add) -> None:
     command = add("init", "write a commented train.py to start from")
     command.add_argument("path", nargs="?", default="train.py", metavar="PATH", help="file or folder (default: train.py)")
     command.add_argument("--fast", action="store_true", help="start from the serious example instead of the plain loop")
@@ -83,6 +100,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--yes", action="store_true", help="do not ask before signing")
     _json_flag(command)
 
+
+def _for_viewers(add: Add) -> None:
     command = add("status", "say where submissions are, and why")
     command.add_argument("hotkey", nargs="?", metavar="HOTKEY", help="SS58 address (default: everybody's newest)")
     command.add_argument("--url", default=DEFAULT_URL, metavar="HOST:PORT", help=f"the validator (default: {DEFAULT_URL})")
@@ -91,6 +110,8 @@ def parser() -> argparse.ArgumentParser:
     command = add("tui", "watch a validator in the terminal")
     command.add_argument("--url", default=DEFAULT_URL, metavar="HOST:PORT", help=f"the validator (default: {DEFAULT_URL})")
 
+
+def _for_operators(add: Add) -> None:
     command = add("doctor", "test what a sandbox and a judge need on this machine, with the command that fixes each")
     _json_flag(command)
 
@@ -110,7 +131,3 @@ def parser() -> argparse.ArgumentParser:
 
     command = add("install-service", "install the validator as a systemd service")
     command.add_argument("--dry-run", action="store_true", help="print what would be done")
-
-    for name, text in (("devnet", "run a local stand-in for a chain node"), ("store", "back up, restore, export, import or verify a validator's state")):
-        commands.add_parser(name, help=text, add_help=False)  # their modules own their flags: see cli.PASSED_ON
-    return top
