@@ -8,7 +8,9 @@ from chain_world import NETUID, REVEAL, SETTINGS, URL, open_world, payload, worl
 
 from crusades import chain as chains
 from crusades.chain_link import Refused
+from crusades.chain_needs import STORAGE
 from crusades.chain_networks import sdk
+from crusades.chain_read import State
 from crusades.chain_records import Expired, Unresolved
 from crusades.chain_weights import arrived, foreign_update
 from crusades.devnet import DEV_GENESIS_PREFIX
@@ -467,3 +469,38 @@ async def test_weights_that_a_reorganisation_moved_to_an_earlier_block_are_still
         assert held.by_uid == plan.by_uid
         assert held.last_update < min(outcome.block, plan.block + 1)
         assert not foreign_update(held.last_update, [w.chain.window(plan)])
+
+
+async def test_what_is_read_is_what_the_start_checks_to_the_item(world, monkeypatch):  # noqa: F811
+    """Nothing is used that is not looked for at the start, and nothing is asked for that is not used."""
+    used = set()
+    key = State.key
+
+    def noted(state, pallet, item, *params):
+        used.add((pallet, item))
+        return key(state, pallet, item, *params)
+
+    monkeypatch.setattr(State, "key", noted)
+    await world.chain.check()
+    await world.chain.commit(payload(), world.miner, REVEAL)
+    await world.blocks(REVEAL)
+    await world.chain.commitments()
+    await world.chain.commit_facts(world.miner.hotkey.ss58_address)
+    await world.chain.neurons()
+    await world.chain.owner()
+    plan = await world.chain.preflight_weights({world.miner.hotkey.ss58_address: 1.0})
+    await world.chain.set_weights(plan)
+    await world.chain.read_weights()
+    world.chain.settings = chains.hparams.Chain(fee_rao=10**9, fee_address=world.validator.coldkeypub.ss58_address)
+    await world.chain.receipt(await world.chain.pay_fee(world.miner))
+    optional = {("SubtensorModule", "SubnetEpochConsensus")}
+    needed = {(pallet, item) for pallet, items in STORAGE.items() for item in items}
+    assert used - optional == needed
+
+
+@pytest.mark.parametrize("hidden", ["CommitmentOf", "TimelockedWeightCommits", "set_commitment", "transfer_keep_alive", "WeightsSetRateLimit"])
+async def test_the_start_names_what_the_runtime_lacks(world, hidden):  # noqa: F811
+    world.net.upgrade(hidden)
+    await world.blocks(3)
+    facts = await world.chain.check()
+    assert [hidden in one for one in facts.missing] == [True]
