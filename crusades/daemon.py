@@ -68,13 +68,15 @@ async def run(config: DaemonConfig, *, task_status: trio.TaskStatus[Started] = t
     settings, reins = config.hparams, Reins()
     async with trio.open_nursery() as everything:
         await everything.start(listen_to_signals, reins, config, everything.cancel_scope)
-        await trio.to_thread.run_sync(_load_early)
+        loaded = trio.Event()
+        everything.start_soon(load_early, loaded)
         async with (
             open_bridge() as bridge,
             open_store(config.state_dir, bridge, settings.store) as store,
             open_chain(settings.chain, config.network, config.netuid, bridge, wallet=config.wallet) as chain,
         ):
             reins.context = make_context(config, store, chain, is_dev=await is_dev(config, chain))
+            await loaded.wait()
             await serve(reins.context, config, task_status=task_status)
         everything.cancel_scope.cancel()
 
@@ -237,6 +239,12 @@ def make_context(config: DaemonConfig, store: Any, chain: Any, *, is_dev: bool) 
                    rulebook=Rulebook(Rules(board.rules_version, profile_name, settings)),
                    fingerprint=config.parts.fingerprint or _fingerprint, control=config.parts.control,
                    accept_empty_state=config.accept_empty_state, systemd=forget_systemd())
+
+
+async def load_early(loaded: trio.Event) -> None:
+    """`_load_early` beside the first words with the chain."""
+    await trio.to_thread.run_sync(_load_early)
+    loaded.set()
 
 
 def _load_early() -> None:

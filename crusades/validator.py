@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,16 +117,19 @@ def must_have_walls() -> None:
 
 def configuration(arguments: argparse.Namespace) -> DaemonConfig:
     """Everything checked that can be checked before the chain is asked."""
-    from crusades.chain import endpoints_of, open_wallet
-    from crusades.daemon import DaemonConfig, Parts
-
     netuid = check_arguments(arguments)
     settings = hparams.load(arguments.hparams)
-    endpoints_of(arguments.network, settings.chain)
-    link_credential(Path(arguments.wallet_path), arguments.wallet_name, arguments.wallet_hotkey)
-    wallet = open_wallet(arguments.wallet_name, arguments.wallet_hotkey, arguments.wallet_path, password=_ask if sys.stdin.isatty() else None)
-    state_dir = open_state_dir(arguments.state_dir or default_state_dir(arguments.network, netuid))
-    must_have_walls()
+    with ThreadPoolExecutor(1) as apart:
+        # The probes of the walls are processes of their own: they run, a second long, while this one imports the SDK.
+        walls = apart.submit(must_have_walls)
+        from crusades.chain import endpoints_of, open_wallet
+        from crusades.daemon import DaemonConfig, Parts
+
+        endpoints_of(arguments.network, settings.chain)
+        link_credential(Path(arguments.wallet_path), arguments.wallet_name, arguments.wallet_hotkey)
+        wallet = open_wallet(arguments.wallet_name, arguments.wallet_hotkey, arguments.wallet_path, password=_ask if sys.stdin.isatty() else None)
+        state_dir = open_state_dir(arguments.state_dir or default_state_dir(arguments.network, netuid))
+        walls.result()
     for secret in (settings.daemon.webhook_url, settings.daemon.heartbeat_url):  # their addresses are their passwords
         logs.redactor.add(secret)
     return DaemonConfig(hparams=settings, network=arguments.network, netuid=netuid, state_dir=state_dir, wallet=wallet, listen=arguments.web,
