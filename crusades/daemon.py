@@ -181,7 +181,9 @@ def reload_settings(ctx: Context, config: DaemonConfig) -> None:
     except ConfigError as error:
         log.error("SIGHUP: nothing reloaded: %s", error)
         return
-    changed = [name for name in fresh.__struct_fields__ if getattr(fresh, name) != getattr(ctx.hparams, name)]
+    # As it was loaded, and not as a dev chain bends it.
+    before = msgspec.structs.replace(config.hparams, **{name: getattr(ctx.hparams, name) for name in RELOADED})
+    changed = [name for name in fresh.__struct_fields__ if getattr(fresh, name) != getattr(before, name)]
     taken = {name: getattr(fresh, name) for name in changed if name in RELOADED}
     for secret in (fresh.daemon.webhook_url, fresh.daemon.heartbeat_url):
         redactor.add(secret)

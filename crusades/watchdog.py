@@ -139,8 +139,9 @@ def forget_systemd(environment: dict[str, str] | None = None) -> dict[str, str]:
 def status_line(board: Board, weights: str, counts: Mapping[str, int]) -> str:
     """The one line that `systemctl status` shows."""
     running = [f"{view.name} {view.detail or view.state}" for view in board.slots.values() if view.state == "running"]
+    warming = [view.name for view in board.slots.values() if view.state == "warming"]
     parts = [f"block {board.block if board.block is not None else 'unknown'}", weights, f"{counts.get('queued', 0)} queued",
-             "evaluating " + ", ".join(running) if running else "idle"]
+             "evaluating " + ", ".join(running) if running else "warming " + ", ".join(warming) if warming else "idle"]
     if board.problems:
         parts.insert(0, "PROBLEM " + "; ".join(f"{name}: {words}" for name, words in sorted(board.problems.items())))
     return " · ".join(part for part in parts if part)[:400]

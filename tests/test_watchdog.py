@@ -93,6 +93,8 @@ def test_children_never_learn_how_to_speak_to_systemd():
 def test_the_status_line_says_what_a_person_wants_first():
     board = Board(block=812, slots={"cpu": SlotView(name="cpu", device="cpu", state="running", detail="run 2 of 5")})
     assert status_line(board, "weights 0.4 tempos old", {"queued": 3}) == "block 812 · weights 0.4 tempos old · 3 queued · evaluating cpu run 2 of 5"
+    board.slots["cpu"] = SlotView(name="cpu", device="cpu", state="warming", detail="preparing exams")
+    assert status_line(board, "", {}).endswith("warming cpu")
     board.problems["chain"] = "node down"
     assert status_line(board, "", {}).startswith("PROBLEM chain: node down")
 
