@@ -1,11 +1,16 @@
 """What must never happen: half a write, a second writer, a damaged file in use, a lost row after a kill."""
 
 import asyncio
+import calendar
+import json
+import logging
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
+import time
+from datetime import datetime
 from pathlib import Path
 
 import aiosqlite
@@ -15,7 +20,7 @@ import trio.testing
 from store_kit import SETTINGS, accepted, at_stage, opened, reason, record, revealed, run, sealed, source, statuses
 
 from crusades import store as store_module
-from crusades import store_schema
+from crusades import logs, store_schema
 from crusades.errors import StateLocked, StoreError
 from crusades.records import Stage, Status, to_json
 
@@ -350,3 +355,25 @@ async def test_a_receipt_claimed_in_a_cancelled_scope_is_reported_as_claimed(tmp
         assert scope.cancelled_caught
         assert await store.receipt_holder("9-1") is None
         await store.transition(id_, S.REJECTED, reason=reason("rule", Stage.CHECK))
+
+
+@pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "America/St_Johns", "Asia/Kathmandu"])
+async def test_nothing_depends_on_the_time_zone(tmp_path, monkeypatch, zone):
+    """Names of backups, times in the store and in JSON logs are UTC wherever the machine stands."""
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        before = time.time()
+        async with opened(tmp_path) as store:
+            id_ = await at_stage(store, S.QUEUED)
+            backup = await store.backup()
+            detail = await store.submission(id_)
+        named = calendar.timegm(time.strptime(backup.name[:16], "%Y%m%dT%H%M%SZ"))
+        assert int(before) <= named <= time.time()
+        assert all(before <= step.at <= time.time() for step in detail.transitions)
+        line = json.loads(logs.JsonLines().format(logging.LogRecord("x", logging.INFO, "", 0, "words", (), None)))
+        assert abs(datetime.fromisoformat(line["at"]).timestamp() - time.time()) < 60
+        assert line["at"].endswith("+00:00")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
