@@ -1,9 +1,10 @@
 """How much longer a program takes to start behind all walls than as a bare interpreter. Budget: 30 ms.
 
-    python benchmarks/sandbox_start.py [--runs 40] [--json]
+    python benchmarks/sandbox_start.py [--runs 40] [--fifo] [--json]
 
 Both start `python -I`, which writes one byte to its channel; the sandboxed one also applies its inside limits, in a second
-figure. Runs are interleaved, the first of each is thrown away, and medians are compared. Works without torch.
+figure. Runs are interleaved, the first of each is thrown away, and medians are compared. Works without torch. On a machine
+with other work `--fifo` (as root) runs both before everybody else, without the cpu cgroup, which takes no such process.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from pathlib import Path
 import trio
 
 from crusades import hparams
-from crusades.sandbox import launch
+from crusades.sandbox import cgroups, launch
 from crusades.sandbox.policy import contestant_policy
 
 GUARD = Path(launch.__file__).parent / "inside"
@@ -86,8 +87,14 @@ async def measure(runs: int) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=40)
+    parser.add_argument("--fifo", action="store_true", help="with real-time priority")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if options.fifo:
+        found = cgroups.hierarchy()
+        bases = {name: base for name, base in found.bases.items() if name != "cpu"}
+        cgroups.hierarchy = lambda: cgroups.Hierarchy(found.version, bases, found.why)
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10))
     result = {name: round(value, 2) for name, value in trio.run(measure, options.runs).items()}
     print(json.dumps(result) if options.json else "\n".join(f"{name:30} {value:8.2f}" for name, value in result.items()))
     return 0 if result["over_ms"] <= BUDGET_MS else 1
