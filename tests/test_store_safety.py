@@ -19,8 +19,8 @@ import trio
 import trio.testing
 from store_kit import SETTINGS, accepted, at_stage, opened, reason, record, revealed, run, sealed, source, statuses
 
-from crusades import store as store_module
 from crusades import logs, store_schema
+from crusades import store as store_module
 from crusades.errors import StateLocked, StoreError
 from crusades.records import Stage, Status, to_json
 
