@@ -9,6 +9,11 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How fast a machine with other work makes examples is no property of ours.
+settings.register_profile("ours", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ours")
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch starts threads: spinning ones starve a machine of two cores
 
