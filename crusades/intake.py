@@ -196,8 +196,12 @@ async def check_fetched(ctx: Context, scan: Scan) -> None:
         seen = ctx.bells.fetched.count
         ctx.health.progress("checker", "looking")
         for row in await ctx.store.in_state(Status.FETCHED):
+            # Looked at again: an earlier one of the list may have shown it to be a copy, or the chain may have rejected it.
+            fresh = await ctx.store.submission(row.id)
+            if fresh is None or fresh.submission.status is not Status.FETCHED:
+                continue
             with logs.bound(submission=row.id, hotkey=row.hotkey, stage="check", block=ctx.block):
-                await _check_one(ctx, scan, row)
+                await _check_one(ctx, scan, fresh.submission)
             ctx.health.progress("checker", f"checked {row.id}")
         for row in await ctx.store.in_state(Status.CHECKED):  # also those that a restart caught between the two
             await ctx.store.transition(row.id, Status.QUEUED, block=ctx.block)

@@ -9,8 +9,8 @@ What holds:
   cancelled (trio delivers the cancellation at the next checkpoint).
 * Events are numbered without gaps, stored in the transaction that causes them, and published after its commit, in order.
 * Only transitions of `store_life` are possible; anything else raises StoreError and changes nothing.
-* A submission that the chain withdrew meanwhile is nobody's work any more: methods that would write to it write nothing
-  and return False (None where they return a value).
+* A submission that the chain rejected meanwhile, or that turned out to be a copy, is nobody's work any more: methods that
+  would write to it write nothing and return False (None where they return a value).
 
 Writes (each one transaction; `block` is the head, for the history)
     record_commitments(rows, head=, finalized=) -> Recorded     one read of the chain; see `store_chain`

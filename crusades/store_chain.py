@@ -19,14 +19,11 @@ from dataclasses import dataclass, field
 from crusades.errors import StoreError
 from crusades.faults import fault
 from crusades.records import Commitment, Reason, Record, Stage, Status
-from crusades.store_life import COPY, WITHDRAWN, Hand, chain_may_reject
-from crusades.store_tx import Row, Tx, decode_payload, decode_reason, encode, fetch_rows
+from crusades.store_life import CHAINS_OWN, COPY, WITHDRAWN, Hand, chain_may_reject
+from crusades.store_tx import Row, Tx, decode_payload, encode, fetch_rows
 
 log = logging.getLogger(__name__)
 
-CHAINS_OWN = frozenset(fault(name).code for name in ("payload-malformed", "reveal-failed", "overwritten", "not-registered", "withdrawn"))
-"""Reasons that a read of the chain gives, and that another read may therefore take back. What was found out about the file
-itself stays found out: a fork changes nothing about it."""
 
 
 class Recorded(Record, frozen=True, kw_only=True):
@@ -171,7 +168,7 @@ def _content(seen: Commitment) -> dict[str, str | None]:
 async def _advance(tx: Tx, row: Row, seen: Commitment, changes: _Changes, *, head: int) -> None:
     """Move a row to what the sighting says, where that is news."""
     status = Status(row.status)
-    revivable = status is Status.REJECTED and (row.withdrawn or (bool(row.provisional) and _reason_code(row) in CHAINS_OWN))
+    revivable = status is Status.REJECTED and (row.withdrawn or (bool(row.provisional) and row.reason_code in CHAINS_OWN))
     if seen.state is Status.REJECTED:
         # At the best head a chain reason may be gone one fork later; it counts once it is final.
         news = seen.reason is not None and row.reason != encode(seen.reason)
@@ -187,10 +184,6 @@ async def _advance(tx: Tx, row: Row, seen: Commitment, changes: _Changes, *, hea
         changes.revealed.append(row.id)
     elif seen.state is Status.SEALED and revivable and not row.raw:
         await tx.move(row, Status.SEALED, block=head, hand=Hand.CHAIN)
-
-
-def _reason_code(row: Row) -> int:
-    return 0 if row.reason is None else decode_reason(row.reason).code
 
 
 async def _start_over(tx: Tx, row: Row, seen: Commitment, changes: _Changes, *, head: int) -> None:

@@ -14,6 +14,12 @@ from crusades.records import Reason, Status
 
 COPY, WITHDRAWN, INTERRUPTED, DEVICE = (fault(name).code for name in ("copy", "withdrawn", "interrupted", "device"))
 
+CHAINS_OWN = frozenset(fault(name).code for name in ("payload-malformed", "reveal-failed", "overwritten", "not-registered", "withdrawn"))
+"""Reasons that a read of the chain gives, and that another read may therefore take back. What was found out about the file
+itself stays found out: a fork changes nothing about it."""
+BEHIND_A_BACK = CHAINS_OWN | {COPY}
+"""Reasons for which a submission is rejected while somebody else may be at work on it."""
+
 _S = Status
 
 DAEMON: dict[Status, frozenset[Status]] = {

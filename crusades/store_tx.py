@@ -16,7 +16,7 @@ import msgspec
 
 from crusades.errors import StoreError
 from crusades.records import Event, Outcome, Payload, Reason, Run, Status, Submission, Verdict, to_builtins
-from crusades.store_life import WITHDRAWN, Hand, check
+from crusades.store_life import BEHIND_A_BACK, WITHDRAWN, Hand, check
 from crusades.store_schema import is_damage
 
 PRUNE_EVERY = 500
@@ -60,9 +60,19 @@ class Row(NamedTuple):
         return max(self.commit_block, self.reveal_block or 0)
 
     @property
+    def reason_code(self) -> int:
+        """Of the fault table; 0 without a reason."""
+        return 0 if self.reason is None else decode_reason(self.reason).code
+
+    @property
     def withdrawn(self) -> bool:
         """Rejected because finality did not confirm it."""
-        return self.status == Status.REJECTED and self.reason is not None and decode_reason(self.reason).code == WITHDRAWN
+        return self.status == Status.REJECTED and self.reason_code == WITHDRAWN
+
+    @property
+    def taken(self) -> bool:
+        """Rejected by the chain or as a copy, perhaps under the hands of a task that is at work on it."""
+        return self.status == Status.REJECTED and self.reason_code in BEHIND_A_BACK
 
 
 SELECT = f"SELECT {', '.join(Row._fields)} FROM submissions"
@@ -129,7 +139,7 @@ async def fetch_rows(db: aiosqlite.Connection, where: str, parameters: Iterable[
 
 
 class Withdrawn(Exception):
-    """The submission was withdrawn by the chain while somebody worked on it: there is nothing to write."""
+    """The submission was rejected by the chain, or as a copy, while somebody worked on it: there is nothing to write."""
 
 
 class Tx:
@@ -154,9 +164,9 @@ class Tx:
         return rows[0]
 
     async def live(self, id_: str) -> Row:
-        """One submission that is still wanted. Raises Withdrawn when the chain took it back."""
+        """One submission that is still wanted. Raises Withdrawn when the chain took it back, or it turned out to be a copy."""
         row = await self.row(id_)
-        if row.withdrawn:
+        if row.taken:
             raise Withdrawn
         return row
 

@@ -299,6 +299,53 @@ async def test_the_later_commit_of_the_same_file_is_the_copy(house, autojump_clo
     assert "block 10" in reason.message
 
 
+async def test_copies_that_wait_for_the_same_look_as_their_original_do_no_harm(house, autojump_clock, monkeypatch):
+    """All of them are in the checker's list when the first is found to be the original (found by hand: it ended the daemon)."""
+    real, held = Store.in_state, trio.Event()
+
+    async def late(store, *statuses):
+        if statuses == (Status.FETCHED,):
+            await held.wait()
+        return await real(store, *statuses)
+
+    monkeypatch.setattr(Store, "in_state", late)
+    ids = [commit(house, "# mfu 40", hotkey=f"5Miner{n}", uid=n, block=10 + n, url=f"https://files.example/{n}") for n in (2, 3, 4)]
+    async with house.running():
+        for id_ in ids:
+            await house.until(id_, Status.FETCHED)
+        held.set()
+        found = [(await house.until(id_)).submission for id_ in ids]
+    assert [row.status for row in found] == [Status.SCORED, Status.REJECTED, Status.REJECTED]
+    assert {row.reason.measured for row in found[1:]} == {ids[0]}
+
+
+@pytest.mark.parametrize("stage", ["fetch", "check"])
+async def test_a_miner_deregistered_while_we_work_on_its_file_does_no_harm(house, autojump_clock, stage):
+    id_ = commit(house, "# mfu 40")
+    real = house.files.fetch
+
+    async def deregister():
+        house.chain.rows[:] = [msgspec.structs.replace(row, uid=None, state=Status.REJECTED, reason=GONE) for row in house.chain.rows]
+        await trio.sleep(5 * house.chain.block_seconds)
+
+    async def slow_fetch(*args):
+        await deregister()
+        return await real(*args)
+
+    def slow_scan(content):
+        trio.from_thread.run(deregister)
+        return []
+
+    house.parts |= {"fetch": slow_fetch} if stage == "fetch" else {"scan": slow_scan}
+    async with house.running():
+        assert (await house.until(id_)).submission.reason.code == 1006
+        await trio.sleep(20 * house.chain.block_seconds)
+        assert house.judge.evaluated == []
+
+
+GONE = Reason(code=1006, stage=Stage.CHAIN, message="deregistered")
+
+
 async def test_an_original_revealed_late_takes_the_score_back_from_its_copy(house, autojump_clock):
     copy = commit(house, "# mfu 40\n# same program", hotkey="5Miner3", uid=3, block=12)
     async with house.running():
