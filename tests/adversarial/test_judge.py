@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import trio
+from judge_cases import EFFECTLESS, OVERREACHING
 
 from crusades import hparams
 from crusades.bench.card import Seen
@@ -68,6 +69,7 @@ CASES: dict[str, tuple[str, set[int]]] = {
     "puts the weights back": (
         TRAIN + "def inner_steps(m, it, o, n, d):\n    kept = [p.detach().clone() for p in m.parameters()]\n    r = honest(m, it, o, n, d)\n    [p.data.copy_(k) for p, k in zip(m.parameters(), kept)]\n    return r\n", {1401, 1403}),
     "raises the learning rate": (TRAIN + "def inner_steps(m, it, o, n, d):\n    o.param_groups[0]['lr'] = 3e-4\n    return honest(m, it, o, n, d)\n", {1401, 1403}),
+    **OVERREACHING,
 }  # fmt: skip
 GUARDED: dict[str, tuple[str, str, int]] = {
     "swallows a denial while loading": ("try:\n    import os\nexcept BaseException:\n    pass\n" + BASELINE, "R101", 2),
@@ -83,7 +85,7 @@ GUARDED: dict[str, tuple[str, str, int]] = {
 NOISY = TRAIN + "def inner_steps(m, it, o, n, d):\n    print('\\x1b[2J' + 'x' * 2_000_000)\n    return honest(m, it, o, n, d)\n"
 
 
-PROGRAMS = {**{name: text for name, (text, _) in CASES.items()}, **{name: text for name, (text, _, _) in GUARDED.items()}, "noisy": NOISY}
+PROGRAMS = {**{name: text for name, (text, _) in CASES.items()}, **{name: text for name, (text, _, _) in GUARDED.items()}, **EFFECTLESS, "noisy": NOISY}
 
 
 def _slot(name: str, settings: hparams.HParams, folder: Path) -> SlotConfig:
@@ -104,14 +106,14 @@ async def work_off(slot, waiting: list[str], verdicts) -> None:
     verdicts[f"baseline on {slot.config.name}"] = await judge(slot, "baseline", BASELINE)
 
 
-async def judge_all(folder: Path):
+async def judge_all(folder: Path, wanted: set[str]):
     settings = hparams.load(ROOT / "hparams.toml")
-    deadlines = msgspec.structs.replace(settings.profile("tiny").deadlines, warmup=20.0, run=20.0, load=20.0)
+    deadlines = msgspec.structs.replace(settings.profile("tiny").deadlines, warmup=20.0, run=20.0, load=20.0, result=10.0)
     profile = msgspec.structs.replace(settings.profile("tiny"), runs=1, deadlines=deadlines)
     box = msgspec.structs.replace(settings.sandbox, memory_bytes=2 << 30)
     settings = msgspec.structs.replace(settings, profiles={**settings.profiles, "tiny": profile}, sandbox=box)
     verdicts = {}
-    waiting = [*CASES, *GUARDED, "noisy"]
+    waiting = [name for name in PROGRAMS if name in wanted]
     async with open_slot(_slot("cpu", settings, folder / "first")) as slot, open_slot(_slot("second", settings, folder / "second")) as second:
         referees = slot._referee, second._referee
         async with trio.open_nursery() as nursery:
@@ -119,7 +121,7 @@ async def judge_all(folder: Path):
             nursery.start_soon(work_off, second, waiting, verdicts)
         verdicts["same referees"] = (slot._referee, second._referee) == referees
         source = Source(sha256=hashlib.sha256(BASELINE.encode()).hexdigest(), content=BASELINE.encode(), url="", fetched_at=0.0)
-        for disturbed in (2, 3):
+        for disturbed in [number for number in (2, 3) if f"hot {number}" in wanted]:
             slot._card, told = HotCard(1 + disturbed), []
             job = Job(f"hot {disturbed}", source, commit_block=0, block=0, skip_rules=True, on_progress=told.append)
             try:
@@ -149,8 +151,14 @@ class HotCard:
 
 
 @pytest.fixture(scope="module")
-def verdicts(tmp_path_factory):
-    return trio.run(judge_all, tmp_path_factory.mktemp("judge"))
+def verdicts(request, tmp_path_factory):
+    """Of every submission that a selected test names, by its parameter or in its text: `-k` saves the others' time."""
+    wanted: set[str] = set()
+    for item in request.session.items:
+        if item.path == request.path:
+            wanted |= {item.callspec.params.get("name", "")} if hasattr(item, "callspec") else set()
+            wanted |= {name for constant in item.function.__code__.co_consts for name in (constant if isinstance(constant, tuple) else (constant,)) if isinstance(name, str)}
+    return trio.run(judge_all, tmp_path_factory.mktemp("judge"), wanted)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -176,6 +184,33 @@ def test_no_message_moves_a_cursor(verdicts, name):
     message = verdicts[name].message
     assert len(message) < 20_000
     assert not any((ord(c) < 0x20 and c != "\n") or 0x7F <= ord(c) < 0xA0 or c in "\u202e\u2066" for c in message + (verdicts[name].rule or ""))
+
+
+@pytest.mark.parametrize("name", EFFECTLESS)
+def test_a_trick_without_effect_gets_the_score_of_its_work(verdicts, name):
+    """MFU times seconds and peak is the same for everybody: what the process says of time and results is in none of them."""
+    verdict, baseline = verdicts[name], verdicts["baseline on cpu"]
+    assert verdict.verdict is Outcome.ACCEPTED, verdict.message
+    assert verdict.score_mfu == next(run.mfu for run in verdict.runs if run.scored)
+    work = [run.mfu * run.seconds * row.peak_tflops for row in (verdict, baseline) for run in row.runs]  # each slot has measured its own peak
+    assert work == pytest.approx([work[0]] * len(work))
+    assert all(run.seconds > 0.01 for run in verdict.runs)
+
+
+def test_what_is_said_of_time_is_a_claim(verdicts):
+    claimed = {name: [run.claimed_seconds for run in verdicts[name].runs] for name in ("stops every clock", "turns a clock back")}
+    assert claimed["stops every clock"] == [0.0, 0.0]
+    assert all(seconds < 0 for seconds in claimed["turns a clock back"])
+
+
+def test_work_put_off_until_the_result_is_read_is_on_the_clock(verdicts):
+    assert all(run.seconds > 0.3 for run in verdicts["dawdles in its result"].runs)
+
+
+def test_a_printed_verdict_is_output_and_nothing_else(verdicts):
+    verdict = verdicts["prints a verdict"]
+    assert '"score_mfu": 100.0' in verdict.output_tail
+    assert verdict.score_mfu < 100
 
 
 def test_a_flood_of_output_is_cut_and_costs_nobody_anything(verdicts):
