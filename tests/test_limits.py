@@ -35,6 +35,12 @@ def test_room_is_given_up_before_a_shortcut_is_missed():
     assert bounds.caught_by(near, limits)
 
 
+@pytest.mark.parametrize("name", ["outliers", "anchor_outliers", "anchor_silent"])
+def test_a_handful_of_coordinates_is_chance_wherever_it_is_counted(name):
+    limits = bounds.limits_of([result("a", "honest", 0.0, name=name), result("c", "shortcut", 0.5, name=name)])
+    assert limits[name][0] >= math.sqrt(1e-4 * 0.5) * 0.99
+
+
 def test_no_honest_result_is_an_error():
     with pytest.raises(ValueError, match="honest"):
         bounds.limits_of([result("c", "shortcut", 1.0)])

@@ -15,6 +15,8 @@ from typing import Any
 
 import msgspec
 
+from crusades.bench.referee.verdict import plain_name
+
 ROOMS = (4096.0, 1024.0, 256.0, 64.0, 16.0, 8.0, 4.0)
 """Tried from the first on; a limit lies at least √4 = 2 times above the worst honest distance."""
 WORTH = 0.01
@@ -45,7 +47,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _distance(name: str, value: float | None) -> float:
-    return math.inf if value is None else max(abs(value), SHARE_FLOORS.get(name, FLOOR))
+    return math.inf if value is None else max(abs(value), SHARE_FLOORS.get(plain_name(name), FLOOR))
 
 
 def limits_of(results: Iterable[Result]) -> dict[str, list[float]]:
