@@ -54,6 +54,7 @@ def child(text):
     from crusades import hparams, logs
     from crusades.chain import open_wallet
     from crusades.daemon import DaemonConfig, Parts, run
+    from crusades.validator import _baseline
 
     orders = msgspec.json.decode(text, type=Orders)
     logs.configure(json_lines=False)
@@ -71,7 +72,7 @@ def child(text):
                                                 disk_low_bytes=1 << 60 if orders.webhook else settings.daemon.disk_low_bytes))
     wallet = open_wallet("validator", "default", orders.wallets)
     config = DaemonConfig(hparams=settings, network=orders.network, netuid=NETUID, state_dir=Path(orders.state_dir), wallet=wallet,
-                          parts=Parts(open_slot=noting(orders)))
+                          parts=Parts(open_slot=noting(orders), control=_baseline() if orders.real_judge else None))
     trio.run(run, config)
 
 
@@ -342,6 +343,15 @@ def descendants(pid):
         fresh = {child for child, parent in parents.items() if parent in fresh} - found
         found |= fresh
     return found
+
+
+def referee_of(pid):
+    """The referee of a daemon with one slot; None before it is there."""
+    for child in descendants(pid):
+        with suppress(OSError):
+            if b"referee.process" in (Path("/proc") / str(child) / "cmdline").read_bytes():
+                return child
+    return None
 
 
 def alive(pid):

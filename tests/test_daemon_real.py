@@ -1,13 +1,14 @@
 """The daemon as a process of its own, on a dev chain, with the real store and real downloads; the judge is a stand-in but for one story."""
 
 import json
+import os
 import signal
 import socket
 
 import httpx
 import pytest
 import trio
-from kill_lab import ended, kill_story, open_lab, real_story
+from kill_lab import ROOT, SOME, ended, kill_story, open_lab, real_story, referee_of
 
 
 @pytest.fixture
@@ -55,6 +56,28 @@ async def test_twenty_kills_lose_nothing_and_judge_nothing_twice(tmp_path):
     async with open_lab(tmp_path) as lab:
         await kill_story(lab, kills=20, submissions=12, seed=1)
         assert lab.kills == 20
+
+
+@pytest.mark.kernel
+@pytest.mark.slow
+async def test_a_referee_that_is_killed_costs_an_attempt_and_nothing_else(tmp_path):
+    """A new one is started, our own baseline proves the slot, and the submission is judged."""
+    async with open_lab(tmp_path, real_judge=True) as lab:
+        await lab.submit_file(0, (ROOT / "examples" / "baseline.py").read_bytes(), SOME)
+        with lab.daemon() as process:
+            with trio.fail_after(180):
+                while not lab.rows("SELECT 1 FROM runs"):  # the database is another process's
+                    assert process.poll() is None, (lab.folder / "daemon.log").read_text()
+                    await trio.sleep(0.05)
+            os.kill(referee_of(process.pid), signal.SIGKILL)
+            await lab.until_judged(300)
+            process.send_signal(signal.SIGTERM)
+            await ended(process)
+        assert lab.rows("SELECT status, attempts, faults FROM submissions") == [("scored", 2, 1)]
+        assert [json.loads(reason)["code"] for (reason,) in lab.rows("SELECT reason FROM transitions WHERE reason IS NOT NULL")] == [2002]
+        log = (lab.folder / "daemon.log").read_text()
+        assert "control run: accepted" in log
+        assert "out of service" not in log
 
 
 @pytest.mark.kernel
