@@ -5,6 +5,7 @@ The parent runs the chain, the hosts of files and the miners; the child (`python
 `crusades.daemon.run` as the validator runs it, but for the judge. `invariants` is what must hold whenever it is dead.
 """
 
+import faulthandler
 import hashlib
 import itertools
 import json
@@ -56,6 +57,7 @@ def child(text):
     from crusades.daemon import DaemonConfig, Parts, run
     from crusades.validator import _baseline
 
+    faulthandler.register(signal.SIGUSR1)
     orders = msgspec.json.decode(text, type=Orders)
     logs.configure(json_lines=False)
     replace = msgspec.structs.replace
@@ -362,12 +364,17 @@ def alive(pid):
         return False
 
 
-async def ended(process, patience=40.0):
-    """Wait for a child without blocking the chain's thread."""
+async def ended(process, patience=60.0):
+    """Wait for a child without blocking the chain's thread. One that does not end writes into its log where its threads stand."""
     pidfd = os.pidfd_open(process.pid)
     try:
-        with trio.fail_after(patience):
+        with trio.move_on_after(patience) as waiting:
             await trio.lowlevel.wait_readable(pidfd)
+        if waiting.cancelled_caught:
+            process.send_signal(signal.SIGUSR1)  # faulthandler
+            await trio.sleep(1.0)
+            told = Path(f"/proc/{process.pid}/fd/2").read_text(errors="replace")[-8000:]
+            raise trio.TooSlowError(f"process {process.pid} has not ended in {patience:g} s; the end of its log:\n{told}")
     finally:
         os.close(pidfd)
     process.wait()
