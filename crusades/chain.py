@@ -53,6 +53,8 @@ T = TypeVar("T")
 
 DEV_ROUND = 1000
 """Past drand round that commits on the dev chain are sealed to: its signature is public, so devnet can open it offline."""
+NOBODY = str(core.ss58_encode(bytes(32), 42))
+"""The account of zeros, which the chain shows as the owner of a hotkey that it does not know."""
 PLAN_AGE = 4
 """Blocks after which a weights plan is stale and must be made anew."""
 
@@ -276,6 +278,13 @@ class Chain:
     async def commit_facts(self, hotkey: str) -> CommitFacts:
         """Whether this hotkey may commit now, and what that would destroy or use up."""
         return await self._at(None, lambda state: read.commit_facts(state, self.netuid, hotkey))
+
+    async def coldkey(self, hotkey: str) -> str:
+        """Who owns this hotkey, at the best head. ChainError when the chain does not know it (yet)."""
+        found, = await self._at(None, lambda state: state.read((read.SUBTENSOR, "Owner", hotkey)))
+        if found is None or str(found) == NOBODY:
+            raise ChainError(f"the chain knows no coldkey of the hotkey {hotkey}")
+        return str(found)
 
     async def opens_after(self, blocks: int) -> int:
         """Blocks until a commitment sealed for `blocks` from now is opened: on a dev chain as many as the node says."""

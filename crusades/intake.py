@@ -173,8 +173,11 @@ async def unpaid(ctx: Context, row: Submission, payload: Payload) -> Reason | No
     if not asks_fee(settings):
         return None
     found = await ctx.chain.receipt(payload.receipt) if payload.receipt and not out_of_window(payload.receipt, row.commit_block) else None
-    coldkeys = {neuron.coldkey for neuron in ctx.board.neurons if neuron.hotkey == row.hotkey and neuron.coldkey}
-    judge = partial(judge_receipt, payload.receipt, found, settings, payers={row.hotkey, *coldkeys}, commit_block=row.commit_block, submission_id=row.id)
+    payers = {row.hotkey}
+    if found is not None and found.signer not in payers:
+        # Asked of the chain and not of our board, which is empty after a start and some blocks old later: that is no miner's fault.
+        payers.add(await ctx.chain.coldkey(row.hotkey))
+    judge = partial(judge_receipt, payload.receipt, found, settings, payers=payers, commit_block=row.commit_block, submission_id=row.id)
     wrong = judge(used_by=None)
     if wrong is not None or payload.receipt is None:
         return wrong

@@ -15,6 +15,7 @@ import trio
 
 from crusades.chain_records import ChainFacts, Head, Owner
 from crusades.chain_weights import Epoch, OnChainWeights, WeightsOutcome, WeightsPlan, Window, quantise
+from crusades.errors import ChainError
 from crusades.records import Audit, Commitment, Neuron, Outcome, Payload, Run, SlotView, Source, Stage, Statistic, Status, Verdict, rejected
 from crusades.records import Reason as ReasonRecord
 
@@ -212,6 +213,13 @@ class FakeChain:
         number = int(block_hash[2:]) if block_hash else self.block
         final = number <= self.block - self.lag
         return [msgspec.structs.replace(row, provisional=not final) for row in self.rows if (row.reveal_block or row.commit_block) <= number]
+
+    async def coldkey(self, hotkey):
+        await self._read()
+        found = next((neuron.coldkey for neuron in self.neuron_list if neuron.hotkey == hotkey and neuron.coldkey), None)
+        if found is None:
+            raise ChainError(f"the chain knows no coldkey of the hotkey {hotkey}")
+        return found
 
     async def receipt(self, receipt):
         await self._read()

@@ -155,6 +155,34 @@ async def test_a_receipt_that_cannot_be_looked_up_waits_and_says_so(house, troub
     assert len([step for step in detail.transitions if step.reason]) == 1
 
 
+async def test_after_a_restart_a_fee_is_not_judged_by_a_board_that_is_still_empty(house, autojump_clock):
+    house.chain.receipts["8-1"] = ChainError("the node is down")
+    id_ = commit(house)
+    async with house.running():
+        await trio.sleep(10 * house.chain.block_seconds)
+    house.chain.receipts["8-1"] = PAID
+
+    async def no_neurons(block_hash=None):
+        raise ChainError("not yet")
+
+    house.chain.neurons = no_neurons
+    async with house.running() as ctx:
+        assert (await house.until(id_)).submission.status is Status.SCORED
+        assert ctx.board.neurons == ()
+
+
+async def test_a_coldkey_that_the_chain_does_not_know_is_waited_for(house, autojump_clock):
+    house.chain.receipts["8-1"] = PAID
+    known, house.chain.neuron_list[2] = house.chain.neuron_list[2], Neuron(uid=2, hotkey="5Miner2")
+    id_ = commit(house)
+    async with house.running():
+        await trio.sleep(FIRST_RETRY * 5)
+        waiting = await house.until(id_, Status.REVEALED)
+        assert "knows no coldkey" in waiting.submission.reason.message
+        house.chain.neuron_list[2] = known
+        assert (await house.until(id_)).submission.status is Status.SCORED
+
+
 async def test_a_receipt_from_before_the_window_is_refused_without_asking_an_archive(house, autojump_clock):
     house.chain.receipts["8-1"] = ChainError("the archive is slow")
     house.chain.block = 8000
@@ -214,6 +242,13 @@ async def test_real_transfers_pay_only_when_they_should(market):
         again = await judged(market, world.miner, "again", 50.0, receipts["paid"])
         assert f"used by submission {paid}" in again.reason.message
         assert await ctx.store.receipt_holder(receipts["paid"]) == paid
+
+
+async def test_the_coldkey_of_a_hotkey_is_what_the_chain_says_and_an_unknown_hotkey_has_none(market):
+    chain, miner = market.world.chain, market.world.miner
+    assert await chain.coldkey(miner.hotkey.ss58_address) == miner.coldkeypub.ss58_address
+    with pytest.raises(ChainError, match="knows no coldkey"):
+        await chain.coldkey(market.world.wallet("nobody", register=False).hotkey.ss58_address)
 
 
 async def test_what_submit_pays_is_what_the_daemon_takes(market):
