@@ -57,6 +57,8 @@ async def recover(ctx: Context) -> None:
             await ctx.store.transition(id_, Status.FAULTED, block=ctx.block, reason=why)
             continue
         log.info("submission %s was interrupted; it goes on", id_)
+    for id_, slot in (await ctx.store.kept_on()).items():
+        ctx.memory[id_] = Memory(kept_on=slot)
     ctx.ready("store")
 
 

@@ -76,17 +76,20 @@ def service_order(waiting: Waiting) -> tuple[bool, int, float, str]:
 def decide(queue: Iterable[Waiting], slots: Iterable[Place], now: float) -> Plan:
     """Assign queued submissions to idle slots.
 
-    Three cases for each submission, in order of service: its back-off has not ended (others pass it); an idle slot
-    suits it (it starts there); only slots that it avoids are idle (it waits while another slot is in service, and
-    takes what there is when none is).
+    Four cases for each submission, in order of service: its back-off has not ended (others pass it); the slot that keeps
+    runs of it is about to be ready (it waits for that one, as after every start); an idle slot suits it (it starts there);
+    only slots that it avoids are idle (it waits while another slot is in service, and takes what there is when none is).
     """
     places = sorted(slots, key=lambda place: place.name)
     idle = [place.name for place in places if place.state is SlotState.IDLE]
+    warming = {place.name for place in places if place.state is SlotState.WARMING}
     in_service = {place.name for place in places if place.state is not SlotState.OUT}
     ordered = sorted(queue, key=service_order)
     starts: list[Start] = []
     for waiting in ordered:
         if waiting.not_before > now:
+            continue
+        if waiting.kept_on in warming and waiting.kept_on not in waiting.avoid:
             continue
         if (name := _suits(waiting, idle, in_service)) is not None:
             idle.remove(name)

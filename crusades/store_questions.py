@@ -47,6 +47,10 @@ class Questions:
         """Runs that count: of the verdict, or made so far in the current evaluation."""
         return await self._read(lambda db: store_reads.runs(db, id_))
 
+    async def kept_on(self) -> dict[str, str]:
+        """id → slot of everything queued whose finished runs are kept."""
+        return await self._read(store_reads.kept_on)
+
     async def counts(self) -> dict[str, int]:
         """state → number of submissions."""
         return await self._read(store_reads.counts)

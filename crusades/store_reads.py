@@ -99,6 +99,12 @@ async def runs(db: aiosqlite.Connection, id_: str) -> tuple[Run, ...]:
     return tuple(sorted({run.index: run for run in made if not run.void}.values(), key=lambda run: run.index))
 
 
+async def kept_on(db: aiosqlite.Connection) -> dict[str, str]:
+    """id → slot of everything queued whose finished runs are kept: they count only there."""
+    return dict(await fetch_all(db, "SELECT id, slot FROM submissions WHERE status = 'queued' AND slot != '' AND EXISTS "
+                                    "(SELECT 1 FROM runs WHERE submission = id AND runs.evaluation = submissions.evaluation)"))
+
+
 async def scored(db: aiosqlite.Connection) -> list[Submission]:
     """Everything that counts for the leaderboard."""
     return [submission_of(row) for row in await fetch_rows(db, "status = 'scored'")]

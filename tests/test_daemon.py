@@ -459,6 +459,19 @@ async def test_slots_work_side_by_side(house, autojump_clock):
             assert (await house.until(id_)).submission.status is Status.SCORED
 
 
+async def test_after_a_restart_finished_runs_are_gone_on_with_on_the_slot_that_made_them(house, autojump_clock):
+    two_cards(house, present=["1"])
+    id_ = commit(house, "# mfu 40")
+    async with house.running():
+        await house.until(id_, Status.RUNNING)
+        await trio.sleep(2.5)  # two runs have ended
+    house.cards.insert(0, "0")
+    async with house.running():
+        detail = await house.until(id_)
+    assert [kept for who, kept in house.judge.evaluated if who == id_] == [0, 2]
+    assert [step.note for step in detail.transitions if step.status is Status.RUNNING] == ["on cuda:1", "on cuda:1"]
+
+
 async def test_a_card_that_goes_and_comes_back(house, autojump_clock):
     two_cards(house, present=["0"])
     async with house.running() as ctx:
@@ -606,6 +619,73 @@ async def test_another_process_with_our_hotkey_stops_us_for_good(house, autojump
     assert [type(e) for e in leaves(caught.value)] == [MustNotRestart]
 
 
+async def test_a_process_that_sends_before_ours_is_final_is_noticed(house, autojump_clock):
+    house.chain.lag = 5
+    commit(house, "# mfu 40")
+    with pytest.raises(BaseExceptionGroup) as caught:  # noqa: PT012 - the story is the point
+        async with house.running():
+            await weights_set(house, {2: 65535})
+            house.chain.last_update += 2  # within the blocks in which ours may be
+            await trio.sleep(600)
+    assert [type(e) for e in leaves(caught.value)] == [MustNotRestart]
+
+
+@pytest.fixture
+async def twin_weights(house, autojump_clock):
+    """We have sent, stopped, and somebody else has sent since."""
+    commit(house, "# mfu 40")
+    async with house.running():
+        await weights_set(house, {2: 65535})
+    house.chain.block += 100
+    house.chain.weights, house.chain.last_update = {5: 65535}, house.chain.block
+
+
+async def test_a_restored_backup_stays_down_and_names_the_way_out(house, twin_weights):
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with house.running():
+            await trio.sleep(600)
+    (error,) = leaves(caught.value)
+    assert type(error) is MustNotRestart
+    assert "restored backup" in str(error)
+    assert "--accept-foreign-weights" in str(error)
+
+
+async def test_once_the_twin_is_stopped_we_start_again_and_need_no_flag_the_next_time(house, twin_weights):
+    house.chain.refused = ("not now",)
+    house.extra["accept_foreign_weights"] = True
+    async with house.running():
+        await trio.sleep(60)
+    house.extra.clear()
+    house.chain.refused = ()
+    async with house.running():
+        await weights_set(house, {2: 65535})
+
+
+async def test_an_accepted_empty_state_stays_accepted_when_the_first_weights_never_arrive(house, autojump_clock):
+    house.chain.weights, house.chain.last_update = {5: 65535}, 7
+    commit(house, "# mfu 40")
+    house.extra["accept_empty_state"] = True
+    house.chain.refused = ("not now",)
+    async with house.running():
+        await trio.sleep(60)
+    house.extra.clear()
+    house.chain.refused = ()
+    async with house.running():
+        await weights_set(house, {2: 65535})
+
+
+async def test_weights_that_took_long_to_sign_are_ours(house, autojump_clock):
+    house.chain.slow_signing = 42
+    commit(house, "# mfu 40")
+    async with house.running() as ctx:
+        await weights_set(house, {2: 65535})
+        await trio.sleep(60 * house.chain.block_seconds)
+        assert ctx.board.problems == {}
+    async with house.running() as ctx:
+        await trio.sleep(60)
+        assert ctx.board.problems == {}
+
+
 async def test_after_a_restart_our_own_weights_are_no_doppelganger(house, autojump_clock):
     commit(house, "# mfu 40")
     async with house.running():
@@ -633,8 +713,8 @@ async def test_weights_sent_by_the_last_process_are_still_read_back(house, autoj
     commit(house, "# mfu 40")
     send = house.chain.set_weights
 
-    async def slow_to_apply(plan):
-        outcome = await send(plan)
+    async def slow_to_apply(plan, **more):
+        outcome = await send(plan, **more)
         house.chain.weights, house.chain.pending = {}, 1
         return outcome
 

@@ -61,6 +61,18 @@ def test_finished_runs_draw_a_submission_back_to_their_slot():
     assert decide([Waiting("x", 1, 1, kept_on="cuda:1")], slots, 0.0).starts == (Start("x", "cuda:1"),)
 
 
+def test_it_waits_for_the_slot_that_keeps_its_runs_while_that_warms_up_and_lets_others_pass():
+    slots = [Place("cuda:0", IDLE), Place("cuda:1", WARMING)]
+    plan = decide([Waiting("x", 1, 1, requeued=True, kept_on="cuda:1"), Waiting("y", 2, 2)], slots, 0.0)
+    assert plan.starts == (Start("y", "cuda:0"),)
+
+
+@pytest.mark.parametrize("state", [RUNNING, OUT])
+def test_it_does_not_wait_for_a_slot_that_is_busy_or_out_of_service(state):
+    slots = [Place("cuda:0", IDLE), Place("cuda:1", state)]
+    assert decide([Waiting("x", 1, 1, kept_on="cuda:1")], slots, 0.0).starts == (Start("x", "cuda:0"),)
+
+
 @pytest.mark.parametrize("state", [WARMING, RUNNING, OUT])
 def test_only_idle_slots_get_work(state):
     assert decide([Waiting("x", 1, 1)], [Place("cpu", state)], 0.0).starts == ()
@@ -84,7 +96,8 @@ def test_no_slot_and_no_submission_is_ever_used_twice_and_no_suitable_slot_stays
     assert set(used) <= idle
     assert len(begun) == len(plan.starts)
     left = idle - set(used)
-    assert not [w for w in queue if w.id not in begun and w.not_before <= 10.0 and left - w.avoid]
+    warming = {place.name for place in slots if place.state is WARMING}
+    assert not [w for w in queue if w.id not in begun and w.not_before <= 10.0 and left - w.avoid and w.kept_on not in warming - w.avoid]
 
 
 # ------------------------------------------------------------------------------------------------ after a fault of ours
