@@ -10,9 +10,11 @@ import httpx
 import msgspec
 import pytest
 import trio
+import trio.testing
 from trio_websocket import ConnectionClosed, open_websocket_url
 from web_kit import SETTINGS, make
 
+from crusades import web_serve
 from crusades.errors import ConfigError
 from crusades.web import serve
 
@@ -103,3 +105,90 @@ async def test_the_daemon_serves_it_and_stops_it(nursery):
     ctx.web_stop.set()
     with trio.fail_after(10):
         await ctx.web_stopped.wait()
+
+
+async def deaf(base, request):
+    """A client with a small buffer that asks and never reads."""
+    client = trio.socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    host, _, port = base.removeprefix("http://").partition(":")
+    await client.connect((host, int(port)))
+    await client.send(request)
+    return client
+
+
+MANY = b"GET /api/v1/submissions?limit=200 HTTP/1.1\r\nhost: x\r\n\r\n" * 1000
+LIVE = b"GET /api/v1/live HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+
+
+async def stuck(connections):
+    """Until the server waits for such a client to read: it holds the lock of its sends over two looks at the same answer."""
+    with trio.fail_after(20):
+        while not any(one.send_lock.locked() for one in connections):
+            await trio.sleep(0.01)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+
+
+@pytest.fixture
+def connections(monkeypatch):
+    """The server's connections while it serves."""
+    seen, settings = set(), web_serve._settings
+
+    def remembered(*arguments):
+        config = settings(*arguments)
+        config.connections = seen
+        return config
+
+    monkeypatch.setattr(web_serve, "_settings", remembered)
+    return seen
+
+
+async def test_a_client_that_stops_reading_does_not_hold_up_the_shutdown(nursery, connections):
+    app, _, _ = make()
+    stop, stopped = trio.Event(), trio.Event()
+
+    async def run(*, task_status):
+        await serve(app, "127.0.0.1:0", shutdown=stop.wait, grace=0.1, task_status=task_status)
+        stopped.set()
+
+    client = await deaf(await nursery.start(run), MANY)
+    await stuck(connections)
+    stop.set()
+    with trio.fail_after(10):
+        await stopped.wait()
+    client.close()
+
+
+async def test_a_client_that_stops_reading_does_not_hold_up_a_cancellation(connections):
+    """The second signal, and every error in another task of the daemon."""
+    app, _, _ = make()
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            client = await deaf(await nursery.start(functools.partial(serve, app, "127.0.0.1:0")), MANY)
+            await stuck(connections)
+            nursery.cancel_scope.cancel()
+    client.close()
+
+
+async def test_a_live_client_that_stops_reading_makes_room_for_another(nursery, monkeypatch):
+    monkeypatch.setattr(web_serve, "SEND_DEADLINE", 0.2)
+    app, store, _ = make()
+    client = await deaf(await nursery.start(functools.partial(serve, app, "127.0.0.1:0")), LIVE)
+    with trio.fail_after(20):
+        while not app.hub.clients:
+            await trio.lowlevel.checkpoint()
+        while app.hub.clients:
+            store.publish("submission", {"url": "x" * 200_000}, "0" * 16)
+            await trio.sleep(0.01)
+    client.close()
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_client_that_reads_slowly_gets_everything(nursery, monkeypatch):
+    """The deadline is for each chunk and not for the whole."""
+    monkeypatch.setattr(web_serve, "CHUNK", 16)
+    app, _, _ = make()
+    base = await nursery.start(functools.partial(serve, app, "127.0.0.1:0"))
+    async with httpx.AsyncClient(base_url=base, trust_env=False) as client:
+        assert len((await client.get("/api/v1/submissions?limit=200")).json()["items"]) > 10
+    nursery.cancel_scope.cancel()
