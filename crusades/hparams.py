@@ -265,7 +265,9 @@ class HParams(Section, frozen=True, kw_only=True):
 
     def rules_version(self, name: str | None = None) -> str:
         """`<version>+<8 hex>`: the competition's version and a hash of everything a miner can feel."""
-        felt = (self.competition.version, name or self.competition.profile, self.profile(name), self.fetch.max_bytes, self.sandbox, self.scoring)
+        felt = [self.competition.version, name or self.competition.profile, self.profile(name), self.fetch.max_bytes, self.sandbox, self.scoring]
+        if self.chain.fee_rao or self.chain.min_commit_interval:  # left out where unused, so that older versions keep their names
+            felt += [self.chain.fee_rao, self.chain.fee_address, self.chain.min_commit_interval]
         return f"{self.competition.version}+{hashlib.sha256(msgspec.json.encode(felt)).hexdigest()[:8]}"
 
 

@@ -154,7 +154,7 @@ async def _host_down(ctx: Context, retries: Retries, row: Submission, words: str
 
 async def too_soon(ctx: Context, row: Submission) -> Reason | None:
     """Whether another counted commitment of the hotkey lies too close before this one (`chain.min_commit_interval`)."""
-    interval = ctx.hparams.chain.min_commit_interval
+    interval = ctx.rulebook.dues_at(row.commit_block).min_commit_interval
     if not interval:
         return None
     page = await ctx.store.submissions(hotkey=row.hotkey, limit=200)
@@ -169,7 +169,7 @@ async def too_soon(ctx: Context, row: Submission) -> Reason | None:
 async def unpaid(ctx: Context, row: Submission, payload: Payload) -> Reason | None:
     """Why the fee receipt that the payload names does not pay for it; None when it does, or no fee is asked. The receipt is
     then held for this submission. ChainError when the chain cannot be asked."""
-    settings = ctx.hparams.chain
+    settings = ctx.rulebook.dues_at(row.commit_block)
     if not asks_fee(settings):
         return None
     found = await ctx.chain.receipt(payload.receipt) if payload.receipt and not out_of_window(payload.receipt, row.commit_block) else None

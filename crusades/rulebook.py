@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from crusades.hparams import Competition, HParams, Profile, Sandbox, Scoring
+from crusades.hparams import Chain, Competition, HParams, Profile, Sandbox, Scoring
 from crusades.records import Record
 
 log = logging.getLogger("crusades.rulebook")
@@ -37,6 +37,15 @@ class Edition(Record, frozen=True, kw_only=True):
     """The sections that the version is a hash of, as JSON."""
 
 
+class Dues(msgspec.Struct, frozen=True, kw_only=True):
+    """The keys of `hparams.Chain` that a miner can feel: what a commitment costs, and how soon the next one counts. An edition
+    of a program that did not note them asks for nothing."""
+
+    fee_rao: int = 0
+    fee_address: str = ""
+    min_commit_interval: int = 0
+
+
 class Felt(msgspec.Struct, frozen=True, kw_only=True):
     """`Edition.felt` as this program reads it; an edition of a program that knew other keys may not be readable."""
 
@@ -45,6 +54,7 @@ class Felt(msgspec.Struct, frozen=True, kw_only=True):
     max_bytes: int
     sandbox: Sandbox
     scoring: Scoring
+    dues: Dues = Dues()
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,19 @@ class Rulebook:
             return self.current
         return rules
 
+    def dues_at(self, block: int) -> Chain:
+        """The settings of today with the fee and the interval of a commitment of this block. They need no judge, so those of then
+        hold even where its other rules cannot be applied any more."""
+        version, now = self.version_at(block), self.current.hparams.chain
+        if version == self.current.version:
+            return now
+        felt = next(one for one in reversed(self.editions) if one.version == version).felt
+        try:
+            return with_dues(now, msgspec.convert(felt.get("dues", {}), Dues))
+        except msgspec.ValidationError as error:
+            log.warning("the fee of rules %s cannot be read (%s); today's is asked", version, error)
+            return now
+
     def refuse(self, version: str, why: str) -> None:
         """From now on, what was committed under this edition is judged by the rules of today."""
         log.warning("rules %s cannot be applied any more: %s; what was committed under them is judged by %s", version, why, self.current.version)
@@ -105,7 +128,8 @@ class Rulebook:
 def describe(rules: Rules, from_block: int) -> Edition:
     """An edition of these rules."""
     settings = rules.hparams
-    felt = Felt(competition=settings.competition, profile=settings.profile(rules.profile), max_bytes=settings.fetch.max_bytes, sandbox=settings.sandbox, scoring=settings.scoring)
+    felt = Felt(competition=settings.competition, profile=settings.profile(rules.profile), max_bytes=settings.fetch.max_bytes, sandbox=settings.sandbox, scoring=settings.scoring,
+                dues=Dues(**{key: getattr(settings.chain, key) for key in Dues.__struct_fields__}))
     return Edition(from_block=from_block, version=rules.version, profile=rules.profile, felt=msgspec.json.decode(msgspec.json.encode(felt)))
 
 
@@ -114,8 +138,13 @@ def rebuild(now: HParams, edition: Edition) -> Rules:
     felt = msgspec.convert(edition.felt, Felt)
     replace = msgspec.structs.replace
     settings = replace(now, competition=felt.competition, profiles={**now.profiles, edition.profile: felt.profile}, sandbox=felt.sandbox, scoring=felt.scoring,
-                       fetch=replace(now.fetch, max_bytes=felt.max_bytes))
+                       fetch=replace(now.fetch, max_bytes=felt.max_bytes), chain=with_dues(now.chain, felt.dues))
     return Rules(edition.version, edition.profile, settings)
+
+
+def with_dues(now: Chain, dues: Dues) -> Chain:
+    """These settings with the dues of an edition."""
+    return msgspec.structs.replace(now, **msgspec.structs.asdict(dues))
 
 
 def decode(stored: Sequence[Any] | None) -> list[Edition]:

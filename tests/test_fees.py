@@ -15,7 +15,7 @@ from fakes import make_commitment, make_source
 from crusades import chain as chains
 from crusades import submission
 from crusades.chain_records import Failed, Pruned, Receipt
-from crusades.errors import ChainError
+from crusades.errors import ChainError, FetchFault
 from crusades.intake import FIRST_RETRY
 from crusades.records import Commitment, Finding, Neuron, Status
 
@@ -72,6 +72,34 @@ async def test_an_unpaid_submission_is_rejected_before_its_file_is_fetched(house
         assert says in reason.message
         assert receipt is None or await ctx.store.receipt_holder(receipt) is None
     assert house.files.asked == []
+
+
+async def test_who_paid_the_fee_of_its_commit_block_has_paid_though_the_fee_is_raised(house, autojump_clock):
+    house.chain.receipts["8-1"] = ChainError("the node is down")
+    id_ = commit(house)
+    async with house.running():
+        await house.until(id_, Status.REVEALED)
+    house.chain.receipts["8-1"] = PAID
+    house.settings = msgspec.structs.replace(house.settings, chain=msgspec.structs.replace(house.settings.chain, fee_rao=2 * FEE))
+    async with house.running():
+        assert (await house.until(id_)).submission.status is Status.SCORED
+        later = commit(house, "# mfu 41", block=house.chain.block + 1)
+        assert "the fee is 4 τ" in (await house.until(later)).submission.reason.message
+
+
+async def test_a_longer_interval_does_not_reach_back(house, autojump_clock):
+    house.settings = msgspec.structs.replace(house.settings, chain=msgspec.structs.replace(house.settings.chain, fee_rao=0, min_commit_interval=5))
+    first, second = commit(house), commit(house, "# mfu 41", block=18)
+    house.files.served = {url: FetchFault("down") for url in house.files.served}
+    async with house.running():
+        await house.until(second, Status.REVEALED)
+    house.settings = msgspec.structs.replace(house.settings, chain=msgspec.structs.replace(house.settings.chain, min_commit_interval=50))
+    third = commit(house, "# mfu 42", block=40)
+    for row, text in ((first, "# mfu 40"), (second, "# mfu 41")):
+        house.serve_file(make_source(text, url=f"https://files.example/5Miner2/{10 if row == first else 18}.py"))
+    async with house.running():
+        assert (await house.until(second)).submission.status is Status.SCORED
+        assert (await house.until(third)).submission.reason.code == 1004
 
 
 async def test_a_receipt_that_served_one_submission_does_not_serve_another(house, autojump_clock):

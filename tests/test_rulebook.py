@@ -70,6 +70,34 @@ def test_what_cannot_be_applied_any_more_gives_way_to_todays_rules_and_says_so(s
     assert len(caplog.records) == 1
 
 
+def asking(**dues):
+    settings = hparams.load()
+    settings = replace(settings, chain=replace(settings.chain, **dues))
+    return Rules(settings.rules_version("tiny"), "tiny", settings)
+
+
+def test_fee_and_interval_are_those_of_the_commit_block():
+    cheap, dear = {"fee_rao": 1, "fee_address": "5Then", "min_commit_interval": 7}, {"fee_rao": 9, "fee_address": "5Now", "min_commit_interval": 0}
+    book = after(then=asking(**cheap), now=asking(**dear))
+    for block, dues in ((100, cheap), (101, dear)):
+        assert {key: getattr(book.dues_at(block), key) for key in dues} == dues
+        assert {key: getattr(book.at(block).hparams.chain, key) for key in dues} == dues
+
+
+def test_the_fee_of_then_holds_though_its_other_rules_cannot_be_applied():
+    book = after(then=asking(fee_rao=1, fee_address="5Then"), now=asking(fee_rao=9, fee_address="5Now"))
+    book.refuse(book.version_at(100), "its model is gone")
+    assert book.at(100) is book.current
+    assert book.dues_at(100).fee_rao == 1
+
+
+def test_an_edition_from_before_dues_were_noted_asks_for_nothing():
+    book = after(then=rules(), now=asking(fee_rao=9, fee_address="5Now"))
+    del book.editions[0].felt["dues"]
+    assert book.dues_at(100).fee_rao == 0
+    assert book.at(100).version == rules().version
+
+
 def test_an_edition_holds_nothing_of_the_operators():
     settings = hparams.load()
     settings = replace(settings, daemon=replace(settings.daemon, webhook_url="https://hooks.example/secret-of-the-operator"))
