@@ -122,9 +122,9 @@ LIVE = b"GET /api/v1/live HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnectio
 
 
 async def stuck(connections):
-    """Until the server waits for such a client to read: it holds the lock of its sends over two looks at the same answer."""
+    """Until the server waits for such a client to read: it holds the lock of its sends, and nobody moves."""
     with trio.fail_after(20):
-        while not any(one.send_lock.locked() for one in connections):
+        while not any(one.send_lock.locked() for one in connections):  # noqa: ASYNC110 - hypercorn has no event for it
             await trio.sleep(0.01)
         await trio.testing.wait_all_tasks_blocked(0.05)
 
