@@ -12,6 +12,7 @@ from crusades.bench.referee.desk import expected_of
 from crusades.bench.referee.exam import ReferencePass, optimizer_settings, prepare_exam
 from crusades.bench.referee.lab import Lab, Recipe, copies_for
 from crusades.bench.referee.models import load_reference
+from crusades.bench.referee.session import Reader
 from crusades.bench.referee.verdict import in_words, judge
 
 STEPS = 3
@@ -51,6 +52,8 @@ def measured(lab, **recipe):
 def test_honest_work_is_near_zero(lab):
     found = measured(lab)
     assert found["anchor_gradient_error"].values[-1] < 1e-4
+    assert found["anchor_weights"].values == (0.0,) * STEPS
+    assert found["initial_state"].values == (0.0,)
     assert found["anchor_cell_attribution"].values[-1] < 1e-3
 
 
@@ -83,11 +86,24 @@ def test_several_runs_are_compared_one_after_the_other(lab, reference, profile):
     weights = reference.memory.weights.clone()
     assert torch.equal(weights[exam.sample.index], before)
     after[1] = (1 - profile.beta1) * exam.gradient[last]
-    kept = Kept(0, last, exam, weights, after, ())
+    kept = Kept(0, last, exam, weights, before, after, ())
     adam = Adam(**optimizer_settings(profile))
     for _ in range(2):
         found = {m.name: m.values[last] for m in compare(kept, reference, profile, expected_of(exam, "cpu"), adam)}
         assert found["anchor_gradient_error"] < 1e-5
+
+
+def test_weights_that_are_swapped_between_read_and_copy_are_named(lab, reference, profile):
+    """The copy decides at which weights the step is judged: it must be of the weights that were read."""
+    last, exam = STEPS - 1, lab.exam
+    reference.memory.weights.copy_(lab.initial)
+    reader = Reader(reference, exam, STEPS)
+    reader.read(last)
+    swapped = reference.memory.weights.clone().mul_(1.001)
+    kept = Kept(0, last, exam, swapped, reader.result().weights[last], torch.zeros(2, len(exam.sample)), ())
+    found = judge(compare(kept, reference, profile, expected_of(exam, "cpu"), Adam(**optimizer_settings(profile))), {})
+    assert found.worst == "anchor_weights"
+    assert found.words.startswith("step 3: the weights changed while the judge was reading them (anchor_weights ")
 
 
 def test_words_name_the_step_and_the_part(lab):

@@ -135,6 +135,24 @@ def test_weights_that_never_moved_are_counted(world):
     assert found["unmoved"].values[0] == 0.0
 
 
+@pytest.mark.parametrize("segment", ["weights", "exp_avg", "exp_avg_sq"])
+@pytest.mark.parametrize("value", [1e-9, math.nan])
+def test_a_single_coordinate_altered_before_the_clock_started_fails_without_any_limit(world, segment, value):
+    reads = adamw(world.gradient, world.initial)
+    getattr(reads, segment)[0, 7] = value
+    judged = judge(audits.audit(reads, world.expected, ADAM, group_min=10), {})
+    assert judged.worst == "initial_state"
+    assert judged.words == "before step 1: weights or moments were altered before the clock started (initial_state 0.00025, limit 0)"
+
+
+def test_a_groups_infinite_gradient_is_infinitely_wrong(world):
+    reads = adamw(world.gradient, world.initial)
+    reads.exp_avg[2:, 5] = math.inf
+    found = {m.name: m for m in audits.audit(reads, world.expected, ADAM, group_min=10)}
+    assert found["layer_error"].values[1] == math.inf
+    assert found["layer_error"].where[1] == "layer 0"
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_what_is_not_finite_never_passes(world, value):
     reads = adamw(world.gradient, world.initial)

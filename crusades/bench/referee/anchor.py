@@ -65,6 +65,8 @@ class Kept:
     exam: Exam
     weights: torch.Tensor
     """(elements,) flat: all weights before `step`."""
+    read: torch.Tensor
+    """(n,): the weights before `step` as they were read at the sampled coordinates, a moment before all were copied."""
     exp_avg: torch.Tensor
     """(2, n): the first moment at the sampled coordinates before and after `step`."""
     measured: tuple[Measured, ...]
@@ -106,15 +108,18 @@ class Keeper:
         """After a run that passed so far."""
         number, self._run = self._run, self._run + 1
         for step, weights in anchor.kept.items() if anchor else ():
-            moments = reads.exp_avg[step : step + 2].cpu()
-            self.kept.append(Kept(number, step, exam, self._host[len(self.kept)].copy_(weights), moments, tuple(measured)))
+            copy, read, moments = self._host[len(self.kept)].copy_(weights), reads.weights[step].cpu(), reads.exp_avg[step : step + 2].cpu()
+            self.kept.append(Kept(number, step, exam, copy, read, moments, tuple(measured)))
 
 
 def compare(kept: Kept, reference: Reference, profile: Profile, expected: audits.Expected, adam: Adam) -> list[Measured]:
     """The anchored step's statistics, 0 in every other step. Trains nothing, but uses the shared memory and the model: only when no contestant exists.
 
-    `expected` is the exam's; its gradient and columns are replaced by those at the contestant's weights.
+    `expected` is the exam's; its gradient and columns are replaced by those at the contestant's weights. Those weights were
+    copied after they were read: `anchor_weights` is the share of coordinates that changed in between, for a copy of other
+    weights would make other weights' gradient right.
     """
+    changed = audits.share(kept.weights[kept.exam.sample.index] != kept.read)
     reference.restore(kept.weights)
     pass_ = ReferencePass(reference, profile, kept.exam.sample, kept.exam.plan, kept.exam.logit_rows, kept.exam.logit_columns)
     gradient, columns = pass_.gradient(kept.exam.batches[kept.step], kept.exam.parts[kept.step])
@@ -125,6 +130,7 @@ def compare(kept: Kept, reference: Reference, profile: Profile, expected: audits
         families=expected.families, part_names=expected.part_names, groups=expected.groups,
     )  # fmt: skip
     found = audits.anchored(kept.exp_avg.to(device), own, adam, profile.steps, profile.audit.group_min)
+    found = [Measured("weights", (changed,), ("",)), *found]
     return [Measured(PREFIX + m.name, _at(kept.step, profile.steps, m.values[0], 0.0), _at(kept.step, profile.steps, m.where[0], "")) for m in found]
 
 

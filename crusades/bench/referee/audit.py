@@ -96,7 +96,19 @@ def audit(reads: Reads, expected: Expected, adam: Adam, group_min: int) -> list[
     scale = _scale(expected, adam, steps)
     g, ref = gradients(reads.exp_avg, adam.beta1) * scale, expected.gradient * scale
     stale = _per_step("stale_gradient", steps, lambda s: (_stale(g[s], ref, s), ""))
-    return [*_of_gradients(g, scale, expected, group_min), stale, *_update(reads, expected), *_optimizer(reads, adam)]
+    return [_initial(reads, expected), *_of_gradients(g, scale, expected, group_min), stale, *_update(reads, expected), *_optimizer(reads, adam)]
+
+
+def _initial(reads: Reads, expected: Expected) -> Measured:
+    """Share of coordinates where weights or moments were not the exam's own when the clock started: whoever is told to get
+    ready could alter them, off the clock."""
+    altered = (reads.weights[0] != expected.weights[0]) | (reads.exp_avg[0] != 0) | (reads.exp_avg_sq[0] != 0)
+    return Measured("initial_state", (share(altered),), ("before step 1",))
+
+
+def share(found: torch.Tensor) -> float:
+    """Share of true elements; 0 only when there is none."""
+    return int(found.sum()) / found.numel()
 
 
 def anchored(exp_avg: torch.Tensor, expected: Expected, adam: Adam, steps: int, group_min: int) -> list[Measured]:
@@ -170,16 +182,17 @@ def _by_group(g: torch.Tensor, ref: torch.Tensor, expected: Expected, group_min:
     for partition, (ids, names) in expected.groups.items():
         count = torch.bincount(ids, minlength=len(names))
         judged = count >= group_min
-        error, projection = _group_sums(g, ref, ids, len(names))
+        error, projection, silent = _group_sums(g, ref, ids, len(names))
         for name, values in ((f"{partition}_error", error), (f"{partition}_projection", (projection - 1).abs())):
-            values = torch.where(judged[None, :] & ~values.isinf(), values, torch.zeros_like(values))
-            worst = values.nan_to_num(nan=torch.inf).max(dim=1)
+            values = values.masked_fill(silent | ~judged, 0.0)
+            worst = values.nan_to_num(nan=torch.inf, posinf=torch.inf).max(dim=1)
             found.append(Measured(name, tuple(worst.values.tolist()), tuple(names[i] for i in worst.indices.tolist())))
     return found
 
 
-def _group_sums(g: torch.Tensor, ref: torch.Tensor, ids: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Relative error and projection of every group in every step: two (S, groups) tensors. A group without reference gradient: inf."""
+def _group_sums(g: torch.Tensor, ref: torch.Tensor, ids: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Relative error and projection of every group in every step, and where it has no reference gradient to be relative to:
+    three (S, groups) tensors."""
 
     def total(values: torch.Tensor) -> torch.Tensor:
         out = torch.zeros(values.shape[0], groups, dtype=torch.float64, device=values.device)
@@ -190,7 +203,7 @@ def _group_sums(g: torch.Tensor, ref: torch.Tensor, ids: torch.Tensor, groups: i
     energy = energy.masked_fill(silent, 1.0)
     error = (total((g - ref).square()) / energy).sqrt()
     projection = total(g * ref) / energy
-    return error.masked_fill(silent, torch.inf), projection.masked_fill(silent, torch.inf)
+    return error, projection, silent
 
 
 # ------------------------------------------------------------------------------------------------ sequences, cells, slices
@@ -207,7 +220,7 @@ def _attributions(g: torch.Tensor, scale: torch.Tensor, expected: Expected) -> l
             columns = expected.columns[s, first:last] * weight
             own = solve(columns, base[s])
             ratio = torch.where(own.abs() > 1e-3, solve(columns, target[s]) / own, torch.ones_like(own)) - 1
-            ratio = ratio.nan_to_num(nan=torch.inf)
+            ratio = ratio.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
             at = int(ratio.abs().argmax())
             worst.append(float(ratio[at].abs()))
             where.append(expected.part_names[first + at])

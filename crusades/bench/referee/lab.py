@@ -122,7 +122,7 @@ class Lab:
         """Every step but the first at the variant's own weights: each statistic's values side by side."""
         expected, found = expected_of(self.exam, self.reference.device), dict[str, audits.Measured]()
         for step, weights in self.copies.items():
-            kept = Kept(0, step, self.exam, weights, reads.exp_avg[step : step + 2], ())
+            kept = Kept(0, step, self.exam, weights, reads.weights[step].cpu(), reads.exp_avg[step : step + 2], ())
             for m in compare(kept, self.reference, self.profile, expected, adam):
                 before = found.get(m.name, m)
                 found[m.name] = audits.Measured(m.name, (*before.values[:step], *m.values[step:]), (*before.where[:step], *m.where[step:]))

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from crusades.bench.referee.verdict import plain_name
+from crusades.bench.referee.verdict import ALWAYS, plain_name
 
 ROOMS = (4096.0, 1024.0, 256.0, 64.0, 16.0, 8.0, 4.0)
 """Tried from the first on; a limit lies at least √4 = 2 times above the worst honest distance."""
@@ -70,6 +70,8 @@ def limits_with_room(results: list[Result], room: float) -> dict[str, list[float
         raise ValueError("no honest result: nothing to set limits by")
     limits: dict[str, list[float]] = {}
     for name, values in honest[0].statistics.items():
+        if name in ALWAYS:
+            continue
         if name in EXACT:
             limits[name] = [EXACT_LIMITS[name]]
             continue

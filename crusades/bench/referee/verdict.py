@@ -38,6 +38,12 @@ WORDS = {
     "total_tokens": "total_tokens is not steps × batch × sequence",
 }
 
+ALWAYS = {
+    "initial_state": "weights or moments were altered before the clock started",
+    "anchor_weights": "the weights changed while the judge was reading them",
+}
+"""Statistics that are exactly 0 in honest work, whatever the profile: judged without calibration, and named before all others."""
+
 _CODES = {"optimizer_second_moment": "optimizer", "optimizer_weights": "optimizer", "final_loss": "result-mismatch",
           "final_logits": "result-mismatch", "total_tokens": "result-mismatch"}  # fmt: skip
 
@@ -53,7 +59,7 @@ def plain_name(name: str) -> str:
 
 def limit_at(limits: Limits, name: str, step: int) -> float | None:
     """The limit of a statistic in a step; None when it is not judged."""
-    limit = limits.get(name)
+    limit = 0.0 if name in ALWAYS else limits.get(name)
     return limit[min(step, len(limit) - 1)] if isinstance(limit, tuple) else limit
 
 
@@ -101,6 +107,8 @@ def diagnose(failing: dict[str, Statistic]) -> Statistic:
     def by_ratio(statistics: list[Statistic]) -> Statistic:
         return max(statistics, key=lambda s: ratio(s.value, s.limit))
 
+    if tampered := next((failing[name] for name in ALWAYS if name in failing), None):
+        return tampered
     others = {name: s for name, s in failing.items() if _CODES.get(name) != "optimizer"}
     if not others:
         return by_ratio(list(failing.values()))
@@ -119,7 +127,7 @@ def diagnose(failing: dict[str, Statistic]) -> Statistic:
 def in_words(s: Statistic) -> str:
     """ "step 5: layer 3 was not trained in full (layer_projection 0.98, limit 0.02)"."""
     step, _, where = s.where.partition(", ")
-    text = WORDS.get(plain_name(s.name), s.name).format(where=where or "a part of the work")
+    text = (ALWAYS.get(s.name) or WORDS.get(plain_name(s.name), s.name)).format(where=where or "a part of the work")
     value = "not a finite number" if s.value is None else f"{s.value:.3g}"
     measured = f"({s.name} {value}, {'reported only' if s.limit is None else f'limit {s.limit:.3g}'})"
     return f"{step}: {text} {measured}" if step else f"{text} {measured}"
