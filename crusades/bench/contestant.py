@@ -85,10 +85,12 @@ class Contestant:
         return reason
 
     async def kill(self) -> None:
-        """Kill the whole namespace; gone when this returns."""
+        """Kill the whole namespace; gone when this returns. Raises SandboxFault when a process does not die; its folder goes anyway."""
         with trio.CancelScope(shield=True):
-            await self._box.kill()
-            self._directory.cleanup()
+            try:
+                await self._box.kill()
+            finally:
+                self._directory.cleanup()
 
 
 def start_contestant(config: SlotConfig, channel: socket.socket) -> Contestant:

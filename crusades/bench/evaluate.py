@@ -7,6 +7,7 @@ A submission's failure is a `Verdict`; ours is a `SandboxFault`, `RefereeFault` 
 
 from __future__ import annotations
 
+import logging
 import shutil
 import socket
 import time
@@ -28,6 +29,7 @@ from crusades.errors import CrusadesError, DeviceFault, RefereeFault, SandboxFau
 from crusades.hparams import HParams, Profile
 from crusades.records import Outcome, Reason, Run, SlotView, Source, Verdict, rejected
 
+log = logging.getLogger("crusades.evaluate")
 ReportT = TypeVar("ReportT", bound=p.Frame)
 
 NOBODY = 1 << 62
@@ -115,13 +117,18 @@ class Slot:
         self._facts = await self._ask(order, p.Configured, 600.0)
 
     async def stop(self) -> None:
-        """Kill everything that belongs to the slot. Never raises; safe to call twice."""
-        with trio.CancelScope(shield=True):
-            await self._drop_contestant()
-            if self._referee is not None:
-                await self._referee.kill()
-                self._referee = None
-        self._card.close()
+        """Kill everything that belongs to the slot and let go of the card. Never raises; safe to call twice."""
+        try:
+            with trio.CancelScope(shield=True):
+                try:
+                    await self._drop_contestant()
+                except SandboxFault as error:  # whoever ends the slot has a reason of their own; the rest must go all the same
+                    log.error("slot %s: %s", self.config.name, error)
+                if self._referee is not None:
+                    await self._referee.kill()
+                    self._referee = None
+        finally:
+            self._card.close()
 
     async def warm(self) -> None:
         """While idle: unused exams in host memory, and a sandbox with torch imported and the model built. Idempotent."""
@@ -167,7 +174,7 @@ class Slot:
         job.on_progress("loading")
         loaded = await self._ask(p.LoadSubmission(path=path, rules=rules, runs=planned), p.SubmissionLoaded, 2 * self._profile.deadlines.load + 30)
         if loaded.reason:
-            return await self._verdict(job, [], loaded.reason)
+            return await self._verdict(job, [], loaded.reason, gone=loaded.contestant_gone)
         return await self._runs(job)
 
     async def _runs(self, job: Job) -> Verdict:
@@ -286,13 +293,18 @@ class Slot:
         return DeviceFault(text) if error.code == 2003 else RefereeFault(text)
 
     async def _drop_contestant(self) -> None:
-        if self._contestant is not None:
-            await self._contestant.kill()
-            self._contestant = None
+        contestant, self._contestant = self._contestant, None  # also one that does not die: it is never used again
+        if contestant is not None:
+            await contestant.kill()
 
     async def _clean_up(self) -> None:
         """Kill the contestant, hear the referee out, let it clean the card. A referee that cannot is killed; the next use restarts it."""
-        await self._drop_contestant()
+        try:
+            await self._drop_contestant()
+        except SandboxFault:
+            if self._referee is not None:  # it may wait for the one that does not die
+                await self._referee.kill()
+            raise
         if self._referee is None or not self._referee.usable():
             return
         with trio.move_on_after(60.0) as scope:

@@ -269,17 +269,18 @@ class ExamsReady(Frame, frozen=True, kw_only=True, tag="exams_ready"):
 
 
 class Connected(Frame, frozen=True, kw_only=True, tag="connected"):
-    """The contestant has built its model (or failed to)."""
+    """The contestant has built its model. One that fails to is our fault: a `RefereeError`."""
 
     versions: dict[str, str] = {}
     limits: dict[str, str] = {}
-    reason: Reason | None = None
 
 
 class SubmissionLoaded(Frame, frozen=True, kw_only=True, tag="submission_loaded"):
     """train.py is imported (or refused)."""
 
     reason: Reason | None = None
+    contestant_gone: bool = False
+    """As in `Ran`."""
 
 
 class Ran(Frame, frozen=True, kw_only=True, tag="ran"):

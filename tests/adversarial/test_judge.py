@@ -37,6 +37,12 @@ def say(**fields):
 CASES: dict[str, tuple[str, set[int]]] = {
     "no inner_steps": ("x = 1\n", {1202}),
     "raises while loading": ("raise RuntimeError('no')\n", {1301}),
+    "exits while loading": ("import os\nos._exit(0)\n", {1303}),
+    "loops while loading": ("while True: pass\n", {1304}),
+    "eats memory while loading": ("kept = []\nwhile True: kept.append(bytearray(64 << 20))\n", {1305}),
+    "loses a child for its memory while loading": (
+        "import os, signal\nfor _ in range(4):\n    if os.fork() == 0:\n        kept = bytearray(1 << 30)\n        kept[::4096] = b'x' * (1 << 18)\n        signal.pause()\n"
+        "os.wait()\nos._exit(0)\n", {1304, 1305}),  # 1304 where no cgroup counts: then none is killed
     "raises while running": ("def inner_steps(*a):\n    raise RuntimeError('no')\n", {1302}),
     "exits politely": ("import sys\ndef inner_steps(*a):\n    sys.exit(0)\n", {1303}),
     "exits at once": ("import os\ndef inner_steps(*a):\n    os._exit(0)\n", {1303}),

@@ -171,7 +171,7 @@ class Desk:
         try:
             self._open_session().load(order.path, order.rules)
         except Charged as failure:
-            return p.SubmissionLoaded(reason=failure.reason)
+            return p.SubmissionLoaded(reason=failure.reason, contestant_gone=failure.gone)
         return p.SubmissionLoaded()
 
     def _run(self, order: p.DoRun) -> p.Ran:

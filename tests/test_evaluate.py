@@ -1,0 +1,50 @@
+"""One evaluation from the daemon's side, with stand-ins for referee, contestant and card."""
+
+import os
+import tempfile
+
+import pytest
+from evaluate_kit import GONE, FakeCard, FakeContestant, FakeReferee, make_job, make_slot
+
+from crusades.bench import protocol as p
+from crusades.bench.contestant import Contestant
+from crusades.errors import SandboxFault
+
+STUCK = SandboxFault("a process of sandbox 7 does not die")
+
+
+# ------------------------------------------------------------------------------------------------ a process that does not die
+
+
+async def test_a_slot_ends_whole_although_its_contestant_does_not_die(tmp_path):
+    referee, card = FakeReferee(), FakeCard()
+    slot = make_slot(tmp_path, referee, FakeContestant(STUCK), card)
+    await slot.stop()
+    assert referee.killed
+    assert card.closed
+
+
+async def test_an_evaluation_whose_contestant_does_not_die_takes_the_referee_along(tmp_path):
+    referee = FakeReferee()
+    slot = make_slot(tmp_path, referee, FakeContestant(STUCK))
+    with pytest.raises(SandboxFault, match="does not die"):
+        await slot.evaluate(make_job())
+    assert referee.killed
+    assert slot._contestant is None
+
+
+async def test_the_folder_of_a_contestant_that_does_not_die_is_removed(tmp_path):
+    directory = tempfile.TemporaryDirectory(dir=tmp_path)
+    with pytest.raises(SandboxFault):
+        await Contestant(FakeContestant(STUCK), directory, "train.py", ()).kill()
+    assert os.listdir(tmp_path) == []
+
+
+# ------------------------------------------------------------------------------------------------ whose doing it was
+
+
+@pytest.mark.parametrize("answers", [{"LoadSubmission": p.SubmissionLoaded(reason=GONE, contestant_gone=True)}, {"DoRun": p.Ran(reason=GONE, contestant_gone=True)}])
+async def test_a_process_that_is_gone_is_asked_how_it_ended(tmp_path, answers):
+    """At whatever moment: the kernel's word on its memory is known to the daemon alone."""
+    verdict = await make_slot(tmp_path, FakeReferee(**answers)).evaluate(make_job())
+    assert (verdict.code, verdict.message) == (1305, "the memory limit was reached")
