@@ -9,16 +9,20 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
+from crusades import hparams_check as checks
 from crusades.errors import ConfigError
 from crusades.places import shipped
 
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Positive = Annotated[float, Meta(gt=0.0)]
+NotNegative = Annotated[float, Meta(ge=0.0)]
+Decay = Annotated[float, Meta(ge=0.0, lt=1.0)]
+"""Of a moving average: at 1 AdamW's bias correction divides by zero."""
 Count = Annotated[int, Meta(ge=1)]
 Whole = Annotated[int, Meta(ge=0)]
 
@@ -192,23 +196,24 @@ class Profile(Section, frozen=True, kw_only=True):
     runs: Count = 5
     """Scored runs; one warm-up run comes before them."""
     learning_rate: Positive = 1e-4
-    beta1: Share = 0.9
-    beta2: Share = 0.95
+    beta1: Decay = 0.9
+    beta2: Decay = 0.95
     epsilon: Positive = 1e-8
-    weight_decay: float = 0.1
+    weight_decay: NotNegative = 0.1
     device: Literal["cpu", "cuda"] = "cuda"
     guaranteed_bytes: Whole = 0
     """Device memory a submission may count on beside weights and moments; 0 = whatever is left."""
     attention_flops: bool = False
     """Add the PaLM attention term to 6·N FLOPs per token."""
-    peak_tflops: float = 0.0
+    peak_tflops: NotNegative = 0.0
     """Overrides the device table; 0 = use it."""
     exam_pool: Count = 12
     """Exams kept ready in host memory, warm-up included."""
     deadlines: Deadlines = Deadlines()
     audit: AuditSettings = AuditSettings()
     limits: dict[str, float | tuple[float, ...]] = {}
-    """Statistic → limit, one for all steps or one per step, as `crusades calibrate` wrote them; a statistic without a limit is reported, not judged."""
+    """Statistic → limit, one for all steps or one per step, as `crusades calibrate` wrote them; a statistic without a limit is
+    reported, not judged, and a validator refuses a profile without any."""
     limits_origin: str = ""
     """How the limits came about: command, device, date."""
 
@@ -285,23 +290,22 @@ def load(path: Path | None = None) -> HParams:
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     try:
-        hparams = msgspec.convert(tomllib.loads(raw.decode("utf-8")), HParams, strict=True)
+        hparams = _read(tomllib.loads(raw.decode("utf-8")))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    except msgspec.ValidationError as error:
+    except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     for name in (hparams.competition.profile, hparams.competition.dev_profile):
         hparams.profile(name)
-    for name, profile in hparams.profiles.items():
-        _check_profile(path, name, profile)
     return hparams
 
 
-def _check_profile(path: Path, name: str, profile: Profile) -> None:
-    sources = [key for key in ("config", "path", "hub", "package") if getattr(profile.model, key)]
-    if len(sources) != 1:
-        raise ConfigError(f"{path}: profiles.{name}.model needs exactly one of config, path, hub, package; it has {sources or 'none'}")
-    if profile.data.source == "files" and not profile.data.paths:
-        raise ConfigError(f"{path}: profiles.{name}.data.paths is empty though source is \"files\"")
-    if profile.audit.micro_batch > profile.batch_size:
-        raise ConfigError(f"{path}: profiles.{name}.audit.micro_batch is larger than batch_size")
+def _read(table: dict[str, Any]) -> HParams:
+    """The whole file, with profiles one by one, so that each complaint names its profile."""
+    checks.check_finite(table)
+    for name, text in checks.typed(table.get("profiles", {}), dict, "profiles").items():
+        limits = text.get("limits", {}) if isinstance(text, dict) else {}
+        profile = checks.typed({**text, "limits": {}} if limits else text, Profile, f"profiles.{name}")
+        checks.check_limits(limits, f"profiles.{name}.limits", profile.steps)
+        checks.check_profile(name, profile)
+    return checks.typed(table, HParams)

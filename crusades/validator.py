@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from crusades import __version__, hparams, logs
 from crusades.errors import ConfigError, CrusadesError, MustNotRestart, StateLocked
+from crusades.hparams_check import must_judge
 from crusades.places import shipped
 
 if TYPE_CHECKING:
@@ -73,6 +74,12 @@ def check_arguments(arguments: argparse.Namespace) -> int:
     return netuid
 
 
+def profiles_of(network: str, settings: hparams.HParams) -> tuple[str, ...]:
+    """The profiles that may have to judge; behind an address, only the node knows whether it is a development chain."""
+    ours, dev = settings.competition.profile, settings.competition.dev_profile
+    return (ours, dev) if network.startswith(("ws://", "wss://")) else (dev,) if network == "dev" else (ours,)
+
+
 def open_state_dir(folder: Path) -> Path:
     """The folder, made if need be and private. ConfigError when it cannot be written."""
     try:
@@ -119,6 +126,7 @@ def configuration(arguments: argparse.Namespace) -> DaemonConfig:
     """Everything checked that can be checked before the chain is asked."""
     netuid = check_arguments(arguments)
     settings = hparams.load(arguments.hparams)
+    must_judge(settings, *profiles_of(arguments.network, settings))
     with ThreadPoolExecutor(1) as apart:
         # The probes of the walls are processes of their own: they run, a second long, while this one imports the SDK.
         walls = apart.submit(must_have_walls)

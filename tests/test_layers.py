@@ -13,7 +13,7 @@ DAEMON = ("daemon", "context", "devices", "housekeeping", "intake", "judging", "
 """The daemon's task tree and its tasks: one component in several files."""
 
 LAYERS = (
-    ("vocabulary", ["errors", "records", "faults", "hparams", "board", "places"]),
+    ("vocabulary", ["errors", "records", "faults", "hparams", "hparams_check", "board", "places"]),
     ("pure", ["rules", "rules_*", "scoring", "scoring_*", "rulebook", "payload", "fees", "addresses", "report", "slots", "chain_rows", "chain_records", "chain_weights",
               "chain_needs", "copies", "bench.mfu", "bench.protocol", "sandbox.policy", "sandbox.seccomp"]),
     ("inputs and outputs", ["asyncio_bridge", "store", "store_*", "migrations", "chain", "chain_*", "fetch", "nvml", "logs", "watchdog", "sandbox",

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -70,7 +71,7 @@ async def run_bench(config: BenchConfig) -> Verdict:
         from crusades.rules import first_reason
         from crusades.rules_apart import scan_apart
 
-        findings = await trio.to_thread.run_sync(scan_apart, source.content)
+        findings = await trio.to_thread.run_sync(partial(scan_apart, max_bytes=config.hparams.fetch.max_bytes), source.content)
         if findings:
             return rejected(first_reason(findings), profile=config.profile_name, rules_version=config.hparams.rules_version(config.profile_name),
                             environment={"source_sha256": source.sha256})  # fmt: skip
@@ -78,4 +79,12 @@ async def run_bench(config: BenchConfig) -> Verdict:
         config.on_progress("loading the model")
         async with open_slot(bench_slot(config, Path(folder) / "slot")) as slot:
             job = Job("bench", source, commit_block=0, block=0, skip_rules=config.skip_rules, on_progress=config.on_progress)
-            return await slot.evaluate(job)
+            return _with_notes(await slot.evaluate(job), config)
+
+
+def _with_notes(verdict: Verdict, config: BenchConfig) -> Verdict:
+    """Whoever reads "accepted" must know when nothing could have been rejected."""
+    if config.hparams.profile(config.profile_name).limits:
+        return verdict
+    note = f"profile {config.profile_name} has no limits: the audit was measured and judged nothing; `crusades calibrate --profile {config.profile_name} --write` makes them"
+    return msgspec.structs.replace(verdict, notes=(*verdict.notes, note))

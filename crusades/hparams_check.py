@@ -1,0 +1,97 @@
+"""What types cannot say about `hparams.toml`, and the full path of a key that is wrong. Pure; `hparams` is its only user but for
+`must_judge`.
+
+msgspec leaves the keys of a dictionary out of its messages, so whatever has a name of its own is converted by itself.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from crusades.errors import ConfigError
+
+if TYPE_CHECKING:
+    from crusades.hparams import HParams, Profile
+
+T = TypeVar("T")
+
+_ANCHORED = (
+    "gradient_error", "gradient_projection", "outliers", "silent", "layer_error", "layer_projection", "kind_error", "kind_projection",
+    "tensor_error", "tensor_projection", "sequence_attribution", "cell_attribution", "cell_spread", "slice_attribution",
+)  # fmt: skip
+STATISTICS = frozenset({
+    *_ANCHORED, *(f"anchor_{name}" for name in _ANCHORED), "stale_gradient", "step_error", "unmoved", "update_error",
+    "optimizer_second_moment", "optimizer_weights", "final_loss", "final_logits", "total_tokens",
+})  # fmt: skip
+"""Everything that the referee measures: a limit under any other name would judge nothing. A test compares this with the referee."""
+
+
+def typed(value: Any, kind: type[T], at: str = "") -> T:
+    """`value`, which stands at the key `at`, as `kind`. Raises ConfigError with the full path of the offending key."""
+    try:
+        return msgspec.convert(value, kind, strict=True)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_explain(str(error), at)) from error
+
+
+def _explain(words: str, at: str) -> str:
+    what, _, inside = words.partition(" - at `$")
+    field = re.search(r"(unknown|required) field `(.*)`", what)
+    key = ".".join(part for part in (at, inside.rstrip("`").removeprefix("."), field[2] if field else "") if part)
+    if field:
+        what = "there is no such key" if field[1] == "unknown" else "is missing"
+    return f"{key or 'the whole file'}: {what}"
+
+
+def check_finite(table: Any, at: str = "") -> None:
+    """TOML has words for infinity and NaN, and no bound stops them all. Raises ConfigError."""
+    rows = table.items() if isinstance(table, Mapping) else enumerate(table) if isinstance(table, list) else ()
+    for name, value in rows:
+        key = f"{at}[{name}]" if isinstance(table, list) else f"{at}.{name}".removeprefix(".")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{key}: {value} is not a finite number")
+        check_finite(value, key)
+
+
+def check_limits(limits: Any, at: str, steps: int) -> None:
+    """Limits as they stand in the file. Raises ConfigError for one that would judge nothing, or something else than meant."""
+    for name, limit in typed(limits, dict, at).items():
+        if name not in STATISTICS:
+            close = difflib.get_close_matches(name, STATISTICS, 1)
+            raise ConfigError(f"{at}.{name}: there is no such statistic{f'; did you mean {close[0]}?' if close else ''}")
+        bounds = limit if isinstance(limit, list) else [limit]
+        for bound in bounds:
+            if typed(bound, float, f"{at}.{name}") < 0:
+                raise ConfigError(f"{at}.{name}: {bound} is below 0, so nothing could pass")
+        if len(bounds) not in (1, steps):
+            raise ConfigError(f"{at}.{name}: {len(bounds)} limits; one for all steps or {steps}, one per step, are needed")
+
+
+def check_profile(name: str, profile: Profile) -> None:
+    """What its keys say together. Raises ConfigError."""
+    for words in _contradictions(profile):
+        raise ConfigError(f"profiles.{name}.{words}")
+
+
+def _contradictions(profile: Profile) -> Iterator[str]:
+    sources = [key for key in ("config", "path", "hub", "package") if getattr(profile.model, key)]
+    if len(sources) != 1:
+        yield f"model needs exactly one of config, path, hub, package; it has {sources or 'none'}"
+    if profile.data.source == "files" and not profile.data.paths:
+        yield 'data.paths is empty though source is "files"'
+    if profile.audit.micro_batch > profile.batch_size:
+        yield "audit.micro_batch is larger than batch_size"
+
+
+def must_judge(hparams: HParams, *names: str) -> None:
+    """ConfigError unless each of these profiles has limits: without them every cheat would be paid."""
+    for name in names:
+        if not hparams.profile(name).limits:
+            raise ConfigError(f"profiles.{name}.limits is empty, so nothing would be judged: "
+                              f"measure them with `crusades calibrate --profile {name} --write`, or choose another profile")  # fmt: skip
