@@ -8,6 +8,7 @@ import getpass
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ import trio
 from crusades import fetch, rules_apart, submission
 from crusades.asyncio_bridge import open_bridge
 from crusades.chain import Chain, open_chain, open_wallet
+from crusades.chain_wallets import unlock_coldkey
 from crusades.errors import FetchFault, UsageError
-from crusades.fees import asks_fee
 from crusades.hparams import HParams
-from crusades.submission import Preflight, Ticket, Tickets
-from crusades.submission_follow import Progress, ask_validator, follow
+from crusades.submission import Preflight, Receipts, Ticket, Tickets
+from crusades.submission_follow import Progress, ask_validator, follow, validator_api
+from crusades.submission_receipts import receipts_of
 
 DEV_NETUID = 1
 """The subnet of a dev network when none is named."""
@@ -40,9 +42,10 @@ async def run_submit(arguments: argparse.Namespace, hparams: HParams, say: Say, 
     """The command; returns its exit code. `say` takes progress, `show` the JSON document."""
     if arguments.netuid is None and not (arguments.network == "dev" or "://" in arguments.network):
         raise UsageError(f"--netuid is needed on {arguments.network}")
+    if arguments.validator is not None:
+        validator_api(arguments.validator)  # a typing error is told before anything is committed
     interactive = sys.stdin.isatty() and not arguments.json
-    wallet = open_wallet(arguments.wallet_name, arguments.wallet_hotkey, arguments.wallet_path,
-                         password=getpass.getpass if interactive else None, coldkey=asks_fee(hparams.chain))  # fmt: skip
+    wallet = open_wallet(arguments.wallet_name, arguments.wallet_hotkey, arguments.wallet_path, password=getpass.getpass if interactive else None)
     netuid = DEV_NETUID if arguments.netuid is None else arguments.netuid
     async with open_bridge() as bridge, open_chain(hparams.chain, arguments.network, netuid, bridge, wallet=wallet) as chain:
         facts = await chain.check()
@@ -78,7 +81,7 @@ class _Submit:
                 self.say("nothing was signed")
                 return 1
             ticket = submission.new_ticket(self.chain, seen, seen.reveal_blocks)
-        ticket = await submission.submit(self.chain, self.wallet, ticket, self.tickets, self.settings)
+        ticket = await submission.submit(self.chain, self.wallet, ticket, self.tickets, self.settings, unlock=self._unlock)
         if ticket.payload.receipt:
             self.say(f"the fee is paid: receipt {ticket.payload.receipt}")
         self.say(f"committed in block {ticket.commit_block} as submission {ticket.submission_id}; opens about block {ticket.reveal_block_estimate}")
@@ -87,18 +90,27 @@ class _Submit:
         self._show(seen, ticket)
         return self.last.exit_code if self.last else 0
 
+    def _unlock(self) -> None:
+        """The coldkey is opened after consent, and only to pay."""
+        unlock_coldkey(self.wallet, getpass.getpass if self.interactive else None)
+
     async def _look(self) -> Preflight:
         hotkey = str(self.wallet.hotkey.ss58_address)
         try:
             return await submission.preflight(
                 self.chain, self.arguments.url, hotkey, self.settings,
-                preview=lambda url: fetch.preview(url, self.fetch), check=rules_apart.scan_apart, replace_pending=self.arguments.replace_pending,
+                preview=lambda url: fetch.preview(url, self.fetch), check=partial(rules_apart.scan_apart, max_bytes=self.fetch.max_bytes),
+                replace_pending=self.arguments.replace_pending,
+                receipts=self._receipts(hotkey),
             )  # fmt: skip
         except FetchFault:
             seen = Preflight(payload=None, hotkey=hotkey)
             if self._unfinished(seen) is None:
                 raise
             return seen  # what is committed already needs its host no more
+
+    def _receipts(self, hotkey: str) -> Receipts:
+        return receipts_of(self.tickets.all(), self.chain.genesis, self.chain.netuid, hotkey, self.arguments.receipt)
 
     def _earlier(self, seen: Preflight) -> Ticket | None:
         """What an interrupted call of the same command left: it is gone on with, never repeated."""
@@ -113,7 +125,10 @@ class _Submit:
         if self.arguments.replace_pending or self.arguments.dry_run:
             return None
         ticket = self.tickets.unfinished(self.chain.genesis, self.chain.netuid, seen.hotkey, seen.payload)
-        return None if ticket is None or ticket.stage == "prepared" or ticket.payload.url != self.arguments.url else ticket
+        if ticket is None or ticket.stage == "prepared" or ticket.payload.url != self.arguments.url:
+            return None
+        # Paid and not committed: its receipt may have served another submission since.
+        return None if ticket.stage == "paid" and ticket.payload.receipt not in self._receipts(seen.hotkey).spare else ticket
 
     def _explain(self, seen: Preflight) -> None:
         assert seen.payload is not None
@@ -134,7 +149,11 @@ class _Submit:
         if self.arguments.yes:
             return True
         if self.interactive:
-            return input("sign and send? [y/N] ").strip().lower() in ("y", "yes")
+            try:
+                return input("sign and send? [y/N] ").strip().lower() in ("y", "yes")
+            except EOFError:  # Ctrl-D
+                self.say("")
+                return False
         if seen.fee_rao:
             raise UsageError("a fee would be paid and nobody can be asked here: say --yes")
         return True

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,7 @@ class _Demo:
                 wallet = wallets[example.name]
                 seen = await submission.preflight(
                     chain, f"{host}/{example.file}", str(wallet.hotkey.ss58_address), self.hparams.chain,
-                    preview=lambda url: fetch.preview(url, fetching), check=rules_apart.scan_apart,
+                    preview=lambda url: fetch.preview(url, fetching), check=partial(rules_apart.scan_apart, max_bytes=fetching.max_bytes),
                 )  # fmt: skip
                 if seen.findings:  # a careless cheat would be stopped here; this one commits all the same
                     self.say(f"{example.name}: pre-flight warns: {seen.findings[0].rule} {seen.findings[0].message}")

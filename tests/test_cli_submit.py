@@ -9,16 +9,19 @@ import msgspec
 import pytest
 
 from crusades import cli, hparams
-from crusades.chain import create_wallet
+from crusades.chain import create_wallet, open_wallet
 from crusades.demo_parts import file_host, to_toml
 from crusades.devnet.config import DevnetConfig
 from crusades.devnet.net import run_devnet
+from crusades.errors import ConfigError
+from crusades.records import Reason, Stage
+from crusades.submission import Tickets
 
 ROOT = Path(__file__).parent.parent
 GOOD = b"def inner_steps(model, data_iterator, optimizer, num_steps, device):\n    return None\n"
 BAD = b"import ctypes\n" + GOOD
 TREASURY = str(core.Keypair.create_from_uri("//treasury").ss58_address)
-FILES = {"train.py": GOOD, "bad.py": BAD, "page.py": b"<!doctype html><html></html>"}
+FILES = {"train.py": GOOD, "other.py": GOOD + b"# another\n", "bad.py": BAD, "page.py": b"<!doctype html><html></html>", "large.py": GOOD + b"#" * 550_000}
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +103,15 @@ def test_what_would_be_rejected_is_refused_before_it_is_signed(submit, chain, pa
     assert commits(chain) == []
 
 
+@pytest.mark.parametrize(("max_bytes", "expected"), [(500_000, 1), (600_000, 0)])
+def test_how_large_a_file_may_be_is_the_settings_word_alone(submit, tmp_path, max_bytes, expected):
+    settings = hparams.load(ROOT / "hparams.toml")
+    changed = msgspec.structs.replace(settings, fetch=msgspec.structs.replace(settings.fetch, max_bytes=max_bytes))
+    (tmp_path / "hparams.toml").write_text(to_toml(msgspec.to_builtins(changed)))
+    code, document, _ = submit("large.py", "--dry-run", "--hparams", str(tmp_path / "hparams.toml"))
+    assert (code, document["ok"]) == (expected, not expected)
+
+
 def test_a_host_that_is_down_is_the_outsides_fault(submit):
     code, document, _ = submit("", url="http://127.0.0.1:1/train.py")
     assert code == 3
@@ -118,7 +130,11 @@ def test_a_chain_that_is_down_is_the_outsides_fault(submit, tmp_path):
 @pytest.mark.parametrize("chain", [10_000], indirect=True)
 def test_a_second_seal_would_destroy_the_first_and_needs_a_word(submit, chain):
     assert submit("train.py")[0] == 0
-    code, document, _ = submit("train.py", "--replace-pending", "--dry-run")
+    code, document, said = submit("other.py")
+    assert (code, [problem["code"] for problem in document["problems"]]) == (1, [1003])
+    assert "say --replace-pending" in said
+    assert len(commits(chain)) == 1
+    code, document, _ = submit("other.py", "--replace-pending", "--dry-run")
     assert code == 0
     assert any("destroyed unread" in line for line in document["effects"])
 
@@ -167,6 +183,99 @@ def test_without_its_password_an_encrypted_coldkey_is_explained(submit, chain, p
     assert code == 2
     assert "set BT_WALLET_PASSWORD" in document["error"]["message"]
     assert commits(chain) == []
+
+
+def test_a_dry_run_asks_for_no_password(submit, chain, paying, monkeypatch):
+    monkeypatch.delenv("BT_WALLET_PASSWORD", raising=False)
+    code, document, said = submit("train.py", *paying, "--dry-run")
+    assert code == 0, said
+    assert any("transfers 2 τ" in line for line in document["effects"])
+
+
+def test_the_coldkey_is_opened_only_after_consent(submit, chain, paying, monkeypatch):
+    monkeypatch.delenv("BT_WALLET_PASSWORD", raising=False)
+    code, document, _ = submit("train.py", *[word for word in paying if word != "--yes"])
+    assert (code, "say --yes" in document["error"]["message"]) == (2, True)
+
+
+def tickets_of(tmp_path):
+    return Tickets(tmp_path / "state" / "crusades" / "tickets")
+
+
+@pytest.fixture
+def paid(submit, chain, paying, monkeypatch, tmp_path):
+    """The receipt of a submission that a validator rejected before it ran."""
+    monkeypatch.setenv("BT_WALLET_PASSWORD", "secret")
+    code, document, said = submit("train.py", *paying, "--wait")
+    assert code == 0, said
+    (ticket,) = tickets_of(tmp_path).all()
+    tickets_of(tmp_path).save(msgspec.structs.replace(ticket, stage="rejected", reason=Reason(code=1201, stage=Stage.CHECK, message="a rule")))
+    return document["payload"]["receipt"]
+
+
+@pytest.mark.parametrize("said_so", [True, False])
+def test_a_fee_that_was_not_spent_pays_for_the_next_submission(submit, chain, paying, paid, said_so):
+    code, document, said = submit("other.py", *paying, *(["--receipt", paid] if said_so else []))
+    assert code == 0, said
+    assert document["payload"]["receipt"] == paid
+    assert "paid already" in said
+    assert chain.balance(TREASURY) == 2 * 10**9
+
+
+def test_a_paid_ticket_whose_receipt_was_used_meanwhile_pays_anew(submit, chain, paying, paid, tmp_path):
+    (ticket,) = tickets_of(tmp_path).all()
+    tickets_of(tmp_path).save(msgspec.structs.replace(ticket, stage="paid", reason=None, commit_block=None, sent=None))
+    assert submit("other.py", *paying, "--wait")[1]["payload"]["receipt"] == paid
+    code, document, said = submit("train.py", *paying)
+    assert code == 0, said
+    assert document["payload"]["receipt"] != paid
+    assert chain.balance(TREASURY) == 4 * 10**9
+
+
+def test_a_receipt_that_does_not_pay_is_refused_before_anything_is_signed(submit, chain, paying, monkeypatch):
+    monkeypatch.setenv("BT_WALLET_PASSWORD", "secret")
+    code, document, _ = submit("train.py", *paying, "--receipt", "1-0")
+    assert (code, document["problems"][0]["code"]) == (1, 1007)
+    assert commits(chain) == []
+
+
+def test_a_receipt_where_no_fee_is_asked_is_the_users_mistake(submit, chain):
+    code, document, _ = submit("train.py", "--receipt", "1-0")
+    assert (code, "leave --receipt out" in document["error"]["message"]) == (2, True)
+
+
+@pytest.mark.parametrize("address", ["http://[", "ftp://x", ""])
+def test_an_address_of_no_validator_is_told_before_anything_is_signed(submit, chain, address):
+    code, document, _ = submit("train.py", "--wait", "--url", address)
+    assert (code, "HOST:PORT" in document["error"]["message"]) == (2, True)
+    assert commits(chain) == []
+
+
+def ends(prompt=""):
+    raise EOFError
+
+
+def test_ctrl_d_at_the_question_is_a_no(chain, host, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", ends)
+    words = ["submit", f"{host}/train.py", "--wallet.name", "me", "--wallet.hotkey", "miner", "--wallet.path", str(tmp_path / "wallets")]
+    assert cli.main([*words, "--network", chain.url]) == 1
+    assert "nothing was signed" in capsys.readouterr().err
+    assert commits(chain) == []
+
+
+def test_ctrl_d_at_the_password_is_explained(tmp_path, monkeypatch):
+    monkeypatch.delenv("BT_WALLET_PASSWORD", raising=False)
+    wallet = bt.Wallet("locked", "miner", str(tmp_path))
+    wallet.create_new_hotkey(hotkey_password="secret", suppress=True)
+    with pytest.raises(ConfigError, match="no password was given for the hotkey 'miner'"):
+        open_wallet("locked", "miner", str(tmp_path), password=ends)
+
+
+def test_a_runtime_that_lacks_something_is_told_by_a_dry_run(submit, chain, monkeypatch):
+    monkeypatch.setattr("crusades.chain_node.Node.lacking", lambda self: ("Commitments.set_commitment",))
+    code, document, _ = submit("train.py", "--dry-run")
+    assert (code, "lacks Commitments.set_commitment" in document["problems"][0]["message"]) == (1, True)
 
 
 def test_a_coldkey_that_cannot_pay_is_told_how_much_is_missing(submit, chain, paying, monkeypatch):
