@@ -149,8 +149,8 @@ class Chain:
         return head
 
     async def heads(self) -> AsyncGenerator[Head, None]:
-        """Every change of best or finalised head, from now on, for ever: outages are waited out inside (`problem` tells)."""
-        last: Head | None = None
+        """Best and finalised head whenever a block is announced or it is time to look, the same again while the chain stands
+        still: whoever listens shows by that that it is no hang. For ever: outages are waited out inside (`problem` tells)."""
         while True:
             try:
                 head = await self.head()
@@ -158,9 +158,7 @@ class Chain:
                 log.warning("no head: %s", error)
                 await trio.sleep(self.settings.redial_first)
                 continue
-            if head != last:
-                last = head
-                yield head
+            yield head
             await self._wait_block()
 
     async def _wait_block(self) -> None:

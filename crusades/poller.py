@@ -1,6 +1,6 @@
 """The chain poller: every head becomes rows in the store. It is the only task that reads commitments.
 
-A read that fails changes nothing: the cursor in the store moves in the same transaction as the rows, so the next head
+A read that fails changes nothing: the cursor in the store moves in the same transaction as the rows, so the next look
 reads again what this one missed.
 """
 
@@ -20,7 +20,7 @@ from crusades.rulebook import FACT
 log = logging.getLogger("crusades.poller")
 
 HEAD_DEADLINE = 300.0
-"""Seconds without any head and without any known trouble after which the poller counts as hung."""
+"""Seconds without any look at the head and without any known trouble after which the poller counts as hung."""
 NEURON_BLOCKS = 10
 """How often the neuron list is read for our own registration: it changes at registrations and epochs."""
 
@@ -32,8 +32,12 @@ async def poll_chain(ctx: Context, *, task_status: trio.TaskStatus[None] = trio.
     task_status.started()
     ctx.chain.learn(await ctx.store.commitments())
     await _first_contact(ctx)
-    last_neurons = -NEURON_BLOCKS
+    last_neurons, done = -NEURON_BLOCKS, None
     async for head in ctx.chain.heads():
+        ctx.health.progress("chain poller", f"block {head.best}")  # a chain that stands still is no hang: a restart would not help
+        if head == done:
+            ctx.problem("chain", ctx.chain.problem)
+            continue
         if ctx.block is None:
             await _note_rules(ctx, head.best)
         _note_head(ctx, head)
@@ -44,11 +48,12 @@ async def poll_chain(ctx: Context, *, task_status: trio.TaskStatus[None] = trio.
                 last_neurons = head.best
             await _read_commitments(ctx, head)
         except ChainError as error:
-            log.warning("block %s could not be read, the next one repeats it: %s", head.best, error)
+            log.warning("block %s could not be read, the next look repeats it: %s", head.best, error)
             ctx.metrics.reads.labels(result="failed").inc()
             ctx.metrics.count_fault(3002)
             ctx.problem("chain", f"block {head.best} could not be read: {error}")
             continue
+        done = head
         ctx.metrics.reads.labels(result="read").inc()
         ctx.read_at = ctx.now()
         ctx.problem("chain", ctx.chain.problem)
@@ -82,11 +87,11 @@ async def _note_rules(ctx: Context, block: int) -> None:
 
 def _note_head(ctx: Context, head: Head) -> None:
     best, finalized = head.best, head.finalized
+    if (best, finalized) != (ctx.board.block, ctx.board.finalized_block):
+        ctx.metrics.happened("chain_head_age_seconds")
     ctx.board.block, ctx.board.finalized_block = best, finalized
     ctx.metrics.head_block.set(best)
     ctx.metrics.finalized_block.set(finalized)
-    ctx.metrics.happened("chain_head_age_seconds")
-    ctx.health.progress("chain poller", f"block {best}")
     ctx.bells.head.ring()
 
 

@@ -168,6 +168,8 @@ class FakeChain:
                             *(Neuron(uid=uid, hotkey=f"5Miner{uid}") for uid in range(2, 8))]
         self.weights, self.last_update, self.pending = {}, 0, 0
         self.problem, self.missing = "", ()
+        self.halted = False
+        """The node answers, and no block comes."""
         self.failing = None
         """An exception that every read raises."""
         self.sent = []
@@ -186,7 +188,7 @@ class FakeChain:
         while True:
             yield self.head_now()
             await trio.sleep(self.block_seconds)
-            self.block += 1
+            self.block += not self.halted
 
     def head_now(self):
         finalized = max(0, self.block - self.lag)

@@ -814,6 +814,28 @@ async def test_during_an_outage_it_is_alive_and_not_ready(house, autojump_clock)
         await eventually(lambda: ctx.board.is_ready, patience=60)
 
 
+async def test_a_chain_that_stands_still_is_told_and_restarts_nobody(house, autojump_clock, caplog):
+    async with house.running() as ctx:
+        await eventually(lambda: ctx.board.is_ready)
+        house.chain.halted = True
+        await trio.sleep(3600)
+        assert ctx.board.late == {}
+        assert "no new block" in ctx.board.ready["chain"]
+        assert "alert: no new block could be read" in caplog.text
+        house.chain.halted = False
+        await eventually(lambda: ctx.board.is_ready, patience=60)
+
+
+async def test_a_read_that_failed_is_repeated_though_no_block_comes(house, autojump_clock):
+    async with house.running() as ctx:
+        await eventually(lambda: ctx.board.is_ready)
+        house.chain.failing, house.chain.block = ChainError("lost"), house.chain.block + 1
+        await trio.sleep(30)
+        house.chain.halted, house.chain.failing = True, None
+        id_ = commit(house, "# mfu 40")
+        await house.until(id_, patience=120)
+
+
 async def test_the_heartbeat_stops_and_people_are_told_as_long_as_something_is_wrong(house, autojump_clock, monkeypatch):
     pings, told = [], []
 
