@@ -103,7 +103,7 @@ class Sandbox(Section, frozen=True, kw_only=True):
     """Owned by `sandbox`. Bytes unless said otherwise."""
 
     memory_bytes: Count = 16 << 30
-    """Resident memory of the contestant and its children (cgroup where delegated)."""
+    """Resident memory of the contestant and its children (cgroup where delegated); less on a machine without room for it."""
     max_processes: Count = 512
     """Threads and processes together."""
     tmp_bytes: Count = 4 << 30

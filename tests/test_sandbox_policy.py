@@ -90,6 +90,16 @@ def test_settings_reach_the_limits():
     assert (limits.memory_bytes, limits.max_processes, limits.file_bytes, limits.max_open_files, limits.output_bytes) == (5, 6, 7, 8, 9)
 
 
+@pytest.mark.parametrize(("total", "room"), [(64, 61), (8, 5), (4, 2)])
+def test_a_contestant_never_gets_more_than_the_machine_has_room_for(monkeypatch, tmp_path, total, room):
+    (tmp_path / "meminfo").write_text(f"MemFree: 1 kB\nMemTotal:       {total << 20} kB\n")
+    assert host.memory_room(tmp_path / "meminfo") == room << 30
+    monkeypatch.setattr(host, "memory_room", lambda: room << 30)
+    limits = contestant_policy(hparams.Sandbox(memory_bytes=16 << 30)).limits
+    assert limits.memory_bytes == min(16, room) << 30
+    assert launch.enforcement(limits, None)["memory"].startswith(f"{min(16, room)}.00 GiB")
+
+
 def test_root_must_have_cgroups(monkeypatch):
     monkeypatch.setattr(host, "is_root", lambda: True)
     assert contestant_policy(hparams.Sandbox()).require_cgroup

@@ -23,6 +23,7 @@ FIXES: dict[str, str] = {
     "landlock": "boot a kernel from 5.13 on with Landlock in its list of security modules: add lsm=landlock,… to the kernel command line",
     "device nodes": "sudo nvidia-modprobe -u -c=0   # makes them; in a container: start it with --gpus all",
     "device rights": "sudo usermod -aG video,render $USER   # then log in again",
+    "memory": "add memory, or lower sandbox.memory_bytes in hparams.toml as all validators of the subnet do",
     "memory limit": "give it control groups (see cgroups above); rlimits alone bound each process, not their sum",
     "process limit": "give it control groups (see cgroups above), or do not run as root, whom rlimits do not bind",
     "probes": "crusades doctor --json   # and look into the output above: a probe died",

@@ -73,7 +73,7 @@ def check_walls(*, gpu: int | None = None) -> list[Check]:
 
 
 async def examine(gpu: int | None = None) -> list[Check]:
-    """`check_walls`, from within trio, with the walls of card `gpu` or of a CPU slot."""
+    """`check_walls`, from within trio, with the walls of card /dev/nvidia`gpu` or of a CPU slot."""
     checks = [*host_checks(), *device_checks(gpu)]
     try:
         policy = contestant_policy(hparams.Sandbox(), gpu=gpu)
@@ -85,7 +85,7 @@ async def examine(gpu: int | None = None) -> list[Check]:
 
 
 def first_card() -> int | None:
-    """The lowest-numbered card whose node exists, None on a machine without."""
+    """The lowest number of a card's node (NVML counts otherwise), None on a machine without."""
     numbers = [int(match[1]) for path in Path("/dev").glob("nvidia*") if (match := re.fullmatch(r"nvidia(\d+)", path.name))]
     return min(numbers, default=None)
 
@@ -98,6 +98,7 @@ def host_checks() -> Iterator[Check]:
     library = find_spec("pyseccomp") is not None and _library_found()
     yield Check("libseccomp", library, "found" if library else "pyseccomp or libseccomp2 is missing", fix=fix_of("libseccomp"))
     yield _cgroups()
+    yield _memory_room()
     yield Check("not root", not host.is_root(), "running as root: the inside's nobody is root of the host, kept in by namespaces alone" if host.is_root()
                 else f"running as uid {os.geteuid()}", mandatory=False, fix=fix_of("not root"))  # fmt: skip
     venv = find_spec("ensurepip") is not None
@@ -140,6 +141,12 @@ def _cgroups() -> Check:
     if found.complete:
         return Check("cgroups", True, f"{found.version}: {', '.join(found.bases)}", mandatory=host.is_root())
     return Check("cgroups", False, f"{found.why}; memory and processes are bounded by rlimits instead", mandatory=host.is_root(), fix=fix_of("cgroups"))
+
+
+def _memory_room(wanted: int = hparams.Sandbox().memory_bytes) -> Check:
+    room = host.memory_room()
+    words = f"room for {room / (1 << 30):.1f} GiB beside ourselves; a submission is promised {wanted / (1 << 30):.1f} GiB"
+    return Check("memory", room >= wanted, words if room >= wanted else f"{words}, and gets the smaller", mandatory=False, fix=fix_of("memory"))
 
 
 async def _probe(policy: Policy) -> list[Check]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import shutil
 import sys
 import sysconfig
@@ -23,12 +24,24 @@ TOOLS: dict[str, str] = {
     "ldconfig": "Triton and ctypes ask it where libraries are",
 }
 """The only programs inside beside the interpreter."""
+RESERVE = 3 << 30
+"""Bytes of the machine that are kept for the system, the daemon and the referee; half of it on a machine where this is more."""
 SEARCH = "/usr/bin:/usr/sbin:/bin:/sbin"
 
 
 def is_root() -> bool:
     """Whether the sandbox's nobody would be root of the host."""
     return os.geteuid() == 0
+
+
+def memory_room(meminfo: Path = Path("/proc/meminfo")) -> int:
+    """Bytes that a contestant may have here at most: a limit above what the machine holds would let the kernel kill whom it likes,
+    the referee before the contestant."""
+    found = re.search(r"^MemTotal: +(\d+) kB$", meminfo.read_text(), re.MULTILINE)
+    if found is None:
+        raise SandboxFault(f"{meminfo} does not say how much memory there is: is /proc mounted?")
+    total = 1024 * int(found[1])
+    return max(total - RESERVE, total // 2)
 
 
 def interpreter_mounts() -> tuple[Mount, ...]:

@@ -100,8 +100,10 @@ def rlimits(limits: Limits, *, memory: bool) -> dict[str, int]:
 
 def enforcement(limits: Limits, group: cgroups.Group | None) -> dict[str, str]:
     """What bounds what: shown by `doctor`, and part of every report."""
+    size = f"{limits.memory_bytes / (1 << 30):.2f} GiB"  # the settings' own, or what the machine has room for
     report = {"memory": "rlimit, per process", "processes": "rlimit", "open files": "rlimit", "file size": "rlimit", "cpu time": "rlimit", "tmp": "tmpfs size"}
-    return report | (group.enforces() if group else {})
+    report |= group.enforces() if group else {}
+    return report | {"memory": f"{size}, {report['memory']}"}
 
 
 def bwrap_path(policy: Policy) -> str:

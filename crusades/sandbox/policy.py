@@ -165,10 +165,10 @@ def scratch_mounts(tmp_bytes: int) -> tuple[Mount, ...]:
     )
 
 
-def gpu_mounts(index: int) -> tuple[Mount, ...]:
-    """One card's nodes. Any other card's node is absent, and a device node cannot be made inside."""
+def gpu_mounts(minor: int) -> tuple[Mount, ...]:
+    """The nodes of the card whose node has this number (NVML's index is another). Any other card's node is absent, and a device node cannot be made inside."""
     return (
-        Mount(f"/dev/nvidia{index}", "the slot's card", f"/dev/nvidia{index}", "device"),
+        Mount(f"/dev/nvidia{minor}", "the slot's card", f"/dev/nvidia{minor}", "device"),
         Mount("/dev/nvidiactl", "the driver's control node; every CUDA program opens it", "/dev/nvidiactl", "device"),
         Mount("/dev/nvidia-uvm", "unified memory; cuInit fails without it", "/dev/nvidia-uvm", "device"),
         Mount("/sys", "cuInit finds the card on the PCI bus here (error 304 without)", "/sys"),
@@ -177,7 +177,7 @@ def gpu_mounts(index: int) -> tuple[Mount, ...]:
 
 
 def contestant_policy(settings: hparams.Sandbox, *, gpu: int | None = None) -> Policy:
-    """The policy of a contestant on this machine: on a CPU slot, or on card `gpu`. Raises SandboxFault when no interpreter can be found."""
+    """The policy of a contestant on this machine: on a CPU slot, or on card /dev/nvidia`gpu`. Raises SandboxFault when no interpreter can be found."""
     from crusades.sandbox import host  # here, not above: this module stays importable as pure data
 
     system = tuple(m for m in SYSTEM_MOUNTS if gpu is None or not m.inside.startswith("/sys/"))
@@ -187,7 +187,7 @@ def contestant_policy(settings: hparams.Sandbox, *, gpu: int | None = None) -> P
         mounts=(*scratch_mounts(settings.tmp_bytes), *host.interpreter_mounts(), *system, *host.tool_mounts(), *card, *DEVICE_MOUNTS, *HIDDEN),
         environment=ENVIRONMENT | host.library_path(),
         limits=Limits(
-            memory_bytes=settings.memory_bytes, max_processes=settings.max_processes, max_open_files=settings.max_open_files,
+            memory_bytes=min(settings.memory_bytes, host.memory_room()), max_processes=settings.max_processes, max_open_files=settings.max_open_files,
             file_bytes=settings.tmp_bytes, output_bytes=settings.output_bytes,
         ),
         gpu=gpu is not None,
