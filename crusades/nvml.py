@@ -20,6 +20,10 @@ from crusades.records import Record
 
 SAMPLE_INTERVAL = 0.05
 """Seconds between samples: thirty or more in a run of 1.5 s, at about 0.3 ms of NVML time each."""
+LATE = 3 * SAMPLE_INTERVAL
+"""Seconds after a failure in which the card's own word on it still arrives."""
+MOST_EVENTS = 100
+"""Events taken in one look: whoever raises more of them cannot keep the thread."""
 KEPT_SAMPLES = 40_000
 """Half an hour of samples; a run is shorter."""
 
@@ -42,6 +46,9 @@ class Device(Record, frozen=True, kw_only=True):
     """One card."""
 
     index: int
+    """NVML's number, which is also CUDA's in bus order."""
+    minor: int
+    """The number in the name of its node, /dev/nvidiaN: another one on many hosts with several cards, and in containers."""
     name: str
     uuid: str
     memory_bytes: int
@@ -167,13 +174,23 @@ def devices(nvml: Any | None = None) -> tuple[Device, ...]:
     for index in range(nvml.nvmlDeviceGetCount()):
         with suppress(nvml.NVMLError):
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
-            memory = nvml.nvmlDeviceGetMemoryInfo(handle).total
-            found.append(Device(index=index, name=_text(nvml.nvmlDeviceGetName(handle)), uuid=_text(nvml.nvmlDeviceGetUUID(handle)), memory_bytes=memory))
+            found.append(Device(
+                index=index, minor=nvml.nvmlDeviceGetMinorNumber(handle), name=_text(nvml.nvmlDeviceGetName(handle)),
+                uuid=_text(nvml.nvmlDeviceGetUUID(handle)), memory_bytes=nvml.nvmlDeviceGetMemoryInfo(handle).total,
+            ))  # fmt: skip
     return tuple(found)
 
 
 def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
+
+
+def driver_version(nvml: Any) -> str | None:
+    """The driver's version; None where it does not say."""
+    try:
+        return _text(nvml.nvmlSystemGetDriverVersion())
+    except nvml.NVMLError:
+        return None
 
 
 def glance(index: int, nvml: Any | None = None) -> Sample | None:
@@ -277,16 +294,16 @@ class Sampler:
                 return
 
     def _poll_events(self) -> None:
-        if self._events is None:
-            return
-        try:
-            event = self._nvml.nvmlEventSetWait_v2(self._events, 0)
-        except self._nvml.NVMLError as error:
-            if getattr(error, "value", None) != self._nvml.NVML_ERROR_TIMEOUT:
-                raise
-            return
-        if event.eventType & self._nvml.nvmlEventTypeXidCriticalError:
-            self._xids.append(Xid(at=time.monotonic(), code=int(event.eventData)))
+        """All that wait: one at a time, the hardware's would queue behind those of a bad kernel."""
+        for _ in range(MOST_EVENTS if self._events is not None else 0):
+            try:
+                event = self._nvml.nvmlEventSetWait_v2(self._events, 0)
+            except self._nvml.NVMLError as error:
+                if getattr(error, "value", None) != self._nvml.NVML_ERROR_TIMEOUT:
+                    raise
+                return
+            if event.eventType & self._nvml.nvmlEventTypeXidCriticalError:
+                self._xids.append(Xid(at=time.monotonic(), code=int(event.eventData)))
 
 
 class Window:

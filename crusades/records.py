@@ -231,8 +231,8 @@ class Verdict(Record, frozen=True, kw_only=True):
     model: str = ""
     profile: str = ""
     rules_version: str = ""
-    environment: dict[str, str] = {}
-    """Versions, driver, sha256 of the source, how limits were enforced."""
+    environment: dict[str, str | None] = {}
+    """Versions, driver (None without a card), sha256 of the source, how limits were enforced."""
     output_tail: str = ""
     """The last of the submission's stdout and stderr; for its miner only."""
     notes: tuple[str, ...] = ()

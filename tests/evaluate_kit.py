@@ -56,6 +56,8 @@ class FakeReferee:
                 return p.SubmissionLoaded()
             case p.DoRun():
                 return ran(order.index)
+            case p.Connect():
+                return p.Connected()
             case p.CompareAnchors():
                 return p.AnchorsCompared(runs=(), seconds=0.0)
             case _:
@@ -79,6 +81,9 @@ class FakeContestant:
     def output_tail(self):
         return "last words"
 
+    def met(self, connected):
+        pass
+
     async def explain_exit(self, reason):
         return msgspec.structs.replace(reason, code=1305, message="the memory limit was reached")
 
@@ -90,6 +95,8 @@ class FakeContestant:
 
 class FakeCard:
     """Notes how long each run was watched, on trio's clock."""
+
+    minor = driver = None
 
     def __init__(self, *, watched=False):
         self.watched, self.closed, self.windows = watched, False, []

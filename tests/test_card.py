@@ -88,6 +88,13 @@ def test_an_open_card_is_held_and_watched():
         card.close()
 
 
+def test_an_open_card_tells_its_node_and_its_driver():
+    card = Card(0, FakeNvml())
+    card.open()
+    card.close()
+    assert (card.minor, card.driver) == (3, "570.86")
+
+
 def test_a_card_that_is_not_there_is_named_with_those_that_are():
     with pytest.raises(DeviceFault, match=r"there is no cuda:7 here; this machine has cuda:0"):
         Card(7, FakeNvml()).open()

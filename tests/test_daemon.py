@@ -447,7 +447,7 @@ def two_cards(house, present=("0", "1")):
 
     house.cards = list(present)
     house.parts |= {"open_slot": open_slot, "control": make_source("baseline"),
-                    "devices": lambda: tuple(Device(index=int(n), name="Fake", uuid=f"GPU-{n}", memory_bytes=1) for n in house.cards)}
+                    "devices": lambda: tuple(Device(index=int(n), minor=int(n), name="Fake", uuid=f"GPU-{n}", memory_bytes=1) for n in house.cards)}
 
 
 async def test_slots_work_side_by_side(house, autojump_clock):

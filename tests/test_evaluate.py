@@ -4,11 +4,13 @@ import os
 import tempfile
 
 import pytest
-from evaluate_kit import GONE, FakeCard, FakeContestant, FakeReferee, make_job, make_slot
+from evaluate_kit import GONE, FakeCard, FakeContestant, FakeReferee, make_job, make_slot, ran
 
+from crusades.bench import evaluate
 from crusades.bench import protocol as p
 from crusades.bench.contestant import Contestant
 from crusades.errors import SandboxFault
+from crusades.nvml import LATE
 
 STUCK = SandboxFault("a process of sandbox 7 does not die")
 
@@ -48,3 +50,26 @@ async def test_a_process_that_is_gone_is_asked_how_it_ended(tmp_path, answers):
     """At whatever moment: the kernel's word on its memory is known to the daemon alone."""
     verdict = await make_slot(tmp_path, FakeReferee(**answers)).evaluate(make_job())
     assert (verdict.code, verdict.message) == (1305, "the memory limit was reached")
+
+
+async def test_a_contestant_gets_the_node_of_the_slots_card(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(evaluate, "start_contestant", lambda config, channel, node: given.append(node) or FakeContestant())
+    card = FakeCard()
+    card.minor = 3
+    await make_slot(tmp_path, card=card)._connect()
+    assert given == [3]
+
+
+@pytest.mark.parametrize(("reason", "watched", "seconds"), [(GONE, True, LATE), (None, True, 0.0), (GONE, False, 0.0)])
+async def test_a_failed_run_is_watched_until_the_cards_word_on_it_has_come(tmp_path, autojump_clock, reason, watched, seconds):
+    """An Xid is polled: the referee's report is here before it."""
+    card = FakeCard(watched=watched)
+    await make_slot(tmp_path, FakeReferee(DoRun=lambda order: ran(order.index, reason=reason)), card=card).evaluate(make_job())
+    assert card.windows[0] == pytest.approx(seconds)
+
+
+async def test_the_report_names_the_driver_of_the_card(tmp_path):
+    card = FakeCard()
+    card.driver = "570.86"
+    assert (await make_slot(tmp_path, card=card).evaluate(make_job())).environment["driver"] == "570.86"

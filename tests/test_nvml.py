@@ -27,6 +27,8 @@ class FakeNvml:
         self.looked = threading.Semaphore(0)
 
     def nvmlDeviceGetCount(self): return 2
+    def nvmlDeviceGetMinorNumber(self, handle): return 3
+    def nvmlSystemGetDriverVersion(self): return b"570.86"
     def nvmlDeviceGetName(self, handle): return b"Fake H100"
     def nvmlDeviceGetUUID(self, handle): return "GPU-0"
     def nvmlDeviceGetMemoryInfo(self, handle): return SimpleNamespace(total=80 << 30)
@@ -140,6 +142,19 @@ def test_a_card_lost_in_the_run_voids_it():
         nvml.lost = True
         sampler._thread.join(timeout=5)
     assert "lost" in window.blame(frozenset()).void
+
+
+def test_an_error_that_queues_behind_many_is_seen_at_the_next_look():
+    nvml = FakeNvml()
+    sampler = Sampler(0, nvml, interval=0.001)
+    nvml.events += [79, *[31] * 20]  # taken from the end
+    sampler._events = object()
+    sampler._poll_events()
+    assert [xid.code for xid in sampler._xids] == [31] * 20 + [79]
+
+
+def test_a_cards_node_has_the_number_that_the_driver_gave_it():
+    assert [(d.index, d.minor) for d in devices(FakeNvml())] == [(0, 3)]
 
 
 def test_a_card_that_never_answered_is_our_fault():

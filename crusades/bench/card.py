@@ -60,6 +60,10 @@ class Card:
         self._index, self._library = index, library
         self._sampler: nvml.Sampler | None = None
         self._held: socket.socket | None = None
+        self.minor: int | None = None
+        """Of its node, once it is open."""
+        self.driver: str | None = None
+        """The driver's version, likewise."""
 
     def open(self) -> None:
         """Raises DeviceFault when the card does not exist, does not answer, or is another validator's."""
@@ -72,6 +76,7 @@ class Card:
         if self._index not in found:
             raise DeviceFault(f"there is no cuda:{self._index} here; this machine has {', '.join(d.slot for d in found.values()) or 'no card that answers'}")
         self._held = hold(found[self._index].uuid)
+        self.minor, self.driver = found[self._index].minor, nvml.driver_version(library)
         self._sampler = nvml.Sampler(self._index, library)
         self._sampler.start()
 

@@ -93,8 +93,9 @@ class Contestant:
                 self._directory.cleanup()
 
 
-def start_contestant(config: SlotConfig, channel: socket.socket) -> Contestant:
-    """Spawn a contestant with `channel` as its only door, from the trio thread (design.md §3). Raises SandboxFault."""
+def start_contestant(config: SlotConfig, channel: socket.socket, node: int | None) -> Contestant:
+    """Spawn a contestant with `channel` as its only door, on card /dev/nvidia`node` or on none, from the trio thread
+    (design.md §3). Raises SandboxFault."""
     directory = tempfile.TemporaryDirectory(prefix="contestant-", dir=config.workdir)
     Path(directory.name).chmod(0o755)
     if not config.sandboxed:
@@ -103,7 +104,7 @@ def start_contestant(config: SlotConfig, channel: socket.socket) -> Contestant:
     from crusades.sandbox.launch import spawn
     from crusades.sandbox.policy import contestant_policy
 
-    policy = contestant_policy(config.hparams.sandbox, gpu=config.index if config.device == "cuda" else None)
+    policy = contestant_policy(config.hparams.sandbox, gpu=node)
     mounts = {PACKAGE / "bench" / "inside": INSIDE_HARNESS, PACKAGE / "sandbox" / "inside": INSIDE_GUARD, Path(directory.name): INSIDE_SUBMISSION}
     box = spawn(policy, [sys.executable, "-I", f"{INSIDE_HARNESS}/main.py"], channel=channel, mounts=mounts)
     return Contestant(box, directory, f"{INSIDE_SUBMISSION}/train.py", ())

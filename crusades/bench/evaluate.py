@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import msgspec
 import trio
 
+from crusades import nvml
 from crusades.bench import mfu
 from crusades.bench import protocol as p
 from crusades.bench.card import MOST_VOIDS, Card, settle
@@ -219,6 +220,8 @@ class Slot:
         order = p.DoRun(index=index and index + done, scored=index > 0, submission_id=job.submission_id, commit_block=job.commit_block, block=job.block)
         with self._card.window(frozenset({self._referee.pid, self._contestant.pid})) as seen:
             ran = await self._ask(order, p.Ran, self._run_deadline(index))
+            if ran.reason and self._card.watched:
+                await trio.sleep(nvml.LATE)  # a failure is told sooner than the driver's word on whose it was
         return settle(ran, seen.blame, seen.telemetry)
 
     def _run_deadline(self, index: int) -> float:
@@ -235,7 +238,8 @@ class Slot:
         extra: dict[str, Any] = {
             "runs": tuple(runs), "device": facts.device, "peak_tflops": facts.peak_tflops, "peak_source": facts.peak_source, "model": facts.model,
             "profile": self.config.profile_name, "rules_version": self.config.hparams.rules_version(self.config.profile_name),
-            "environment": {**facts.versions, **contestant.versions, **{f"limit.{k}": v for k, v in contestant.limits.items()}, "source_sha256": job.source.sha256},
+            "environment": {**facts.versions, **contestant.versions, "driver": self._card.driver,
+                            **{f"limit.{k}": v for k, v in contestant.limits.items()}, "source_sha256": job.source.sha256},
             "output_tail": contestant.output_tail(), "notes": notes,
         }  # fmt: skip
         if reason:
@@ -253,7 +257,7 @@ class Slot:
     async def _connect(self) -> None:
         ours, theirs = socket.socketpair()
         try:
-            self._contestant = start_contestant(self.config, theirs)
+            self._contestant = start_contestant(self.config, theirs, self._card.minor)
             theirs.close()
             deadline = self.config.hparams.sandbox.start_deadline
             connected = await self._ask(p.Connect(deadline=deadline), p.Connected, 3 * deadline, fd=ours.fileno())

@@ -137,7 +137,7 @@ export class Detail {
   }
 
   environment(verdict) {
-    const known = Object.entries(verdict.environment).filter(([, value]) => value !== "").slice(0, 100);
+    const known = Object.entries(verdict.environment).filter(([, value]) => value).slice(0, 100);
     const [limits, versions] = [known.filter(([name]) => name.startsWith("limit")), known.filter(([name]) => !name.startsWith("limit"))];
     const facts = (entries) => entries.map(([name, value]) => fact(clean(name, 60).replaceAll("_", " "), mono(value)));
     return [h("dl", { class: "facts" },

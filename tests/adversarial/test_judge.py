@@ -142,6 +142,7 @@ class HotCard:
     """Thermal slowdown during the first `windows` runs (warm-up included)."""
 
     watched = True
+    minor = driver = None
 
     def __init__(self, windows):
         self.left = windows
