@@ -29,6 +29,7 @@ from crusades import demo_parts as parts
 from crusades import hparams as settings
 from crusades.demo_parts import Example, ValidatorProcess
 from crusades.errors import ConfigError, CrusadesError
+from crusades.hparams_check import must_judge
 from crusades.places import shipped
 from crusades.records import Outcome, Overview, Page, Standing, Submission, WeightsView
 from crusades.report import leaderboard_text
@@ -58,6 +59,8 @@ class DemoConfig:
 def run_demo(config: DemoConfig) -> int:
     """The command: 0 when every verdict was as expected (or the demo was stopped), 1 when one was not."""
     if config.state_dir is not None:
+        if (config.state_dir / "state").exists():  # the chain starts anew, and what was judged on the last one would count as this one's
+            raise ConfigError(f"{config.state_dir} holds the state of an earlier demo: name another --state-dir, or delete this one")
         try:
             config.state_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -68,11 +71,12 @@ def run_demo(config: DemoConfig) -> int:
 
 
 def _in_folder(config: DemoConfig, folder: Path) -> int:
+    demo = _Demo(config, folder)  # whatever is wrong with the flags is found here
     home = folder / "home"
     home.mkdir(exist_ok=True)
     # The SDK keeps caches in the home directory; a demo leaves nothing outside of its folder.
     os.environ.update({"HOME": str(home), "BITTENSOR_RUNTIME_CACHE_DIR": str(folder / "runtime-cache")})
-    return trio.run(_until_terminated, _Demo(config, folder))
+    return trio.run(_until_terminated, demo)
 
 
 async def _until_terminated(demo: _Demo) -> int:
@@ -105,7 +109,7 @@ class _Demo:
         self.started = time.monotonic()
         base = settings.load(config.hparams)
         self.profile = config.profile or base.competition.dev_profile
-        base.profile(self.profile)
+        must_judge(base, self.profile)
         self.hparams = parts.fast_settings(base, self.profile)
         self.examples = tuple(e for e in parts.read_manifest(EXAMPLES) if e.demo)
         self.web = parts.free_address(config.web)

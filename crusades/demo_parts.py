@@ -121,15 +121,19 @@ def file_host(files: Mapping[str, bytes]) -> Iterator[str]:
 
 
 def free_address(wanted: str) -> str:
-    """`wanted` (HOST:PORT) if its port is not 0, else HOST with a port that is free now."""
+    """`wanted` (HOST:PORT, IPv6 in brackets) if its port is not 0, else HOST with a port that is free now. Raises ConfigError."""
     host, _, port = wanted.rpartition(":")
-    if not host or not port.isdecimal():
-        raise ConfigError(f"--web takes HOST:PORT, not {wanted!r}")
+    if not re.fullmatch(r"\[[^][]+\]|[^][:/]+", host) or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(f"--web takes HOST:PORT, an IPv6 address in brackets, not {wanted!r}")
     if int(port):
         return wanted
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return f"{host}:{probe.getsockname()[1]}"
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host.strip("[]"), 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.bind(address)
+            return f"{host}:{probe.getsockname()[1]}"
+    except OSError as error:
+        raise ConfigError(f"--web {wanted}: nothing can listen there ({error.strerror}); name an address of this machine, as 127.0.0.1:0") from error
 
 
 _WITH_US = """

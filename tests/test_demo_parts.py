@@ -12,6 +12,7 @@ import trio
 
 from crusades import demo_parts as parts
 from crusades import hparams
+from crusades.demo import DemoConfig, run_demo
 from crusades.errors import ConfigError, CrusadesError
 
 ROOT = Path(__file__).parent.parent
@@ -75,8 +76,31 @@ def test_a_free_address_is_free_and_a_given_one_is_kept():
     host, _, port = parts.free_address("127.0.0.1:0").rpartition(":")
     with socket.socket() as probe:
         probe.bind((host, int(port)))
-    with pytest.raises(ConfigError):
-        parts.free_address("nonsense")
+
+
+@pytest.mark.parametrize("wanted", ["nonsense", "127.0.0.1:99999", "no-such-host.invalid:0", "192.0.2.1:0", "[::1:0", "::1:0", "[::1", ":0"])
+def test_where_nothing_can_listen_is_the_users_mistake(wanted):
+    with pytest.raises(ConfigError, match="--web"):
+        parts.free_address(wanted)
+
+
+def test_an_address_of_version_6_keeps_its_brackets():
+    if not socket.has_ipv6 or not Path("/proc/net/if_inet6").exists():
+        pytest.skip("this machine has no IPv6")
+    host, _, port = parts.free_address("[::1]:0").rpartition(":")
+    assert (host, int(port) > 0) == ("[::1]", True)
+
+
+def test_a_folder_of_an_earlier_demo_is_not_used_again(tmp_path):
+    (tmp_path / "state").mkdir()
+    with pytest.raises(ConfigError, match="earlier demo"):
+        run_demo(DemoConfig(state_dir=tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_a_profile_that_judges_nothing_is_no_demo(tmp_path):
+    with pytest.raises(ConfigError, match=r"profiles.smol.limits is empty"):
+        run_demo(DemoConfig(state_dir=tmp_path, profile="smol"))
 
 
 @pytest.fixture
