@@ -255,12 +255,14 @@ class Views:
         return await self._answer(("runs", id), self._at(Topic.ANY), make)
 
     async def code(self, id: str) -> Code:  # noqa: A002
-        """The file of a judged submission. Refused before, and for copies."""
+        """The file of a judged submission. Refused before, for copies, and for what a fork took back."""
         submission = (await self._found(id)).submission
         if submission.status not in (Status.SCORED, Status.REJECTED):
             raise Refused(409, "not_judged_yet", f"Submission {id} is {submission.status.value}. Its code is shown once it has been judged.")
         if submission.reason is not None and submission.reason.code == fault("copy").code:
             raise Refused(404, "no_code", "This submission is a copy; its code is shown with the original, once that has been judged.")
+        if submission.reason is not None and submission.reason.code == fault("withdrawn").code:
+            raise Refused(404, "no_code", "The block of this submission was not finalised, so the same file may wait in another one; its code is shown once that has been judged.")
         source = await self._store.source(id)
         if source is None:
             raise Refused(404, "no_code", "The file of this submission was never fetched, so there is no code to show.")

@@ -176,6 +176,16 @@ async def test_the_code_of_a_copy_is_not_shown():
     assert "original" in (await answer.get_json())["message"]
 
 
+async def test_the_code_of_what_a_fork_took_back_is_not_shown():
+    app, store, _ = make()
+    row = submission(72, Status.REJECTED, reason=Reason(code=1008, stage="chain", message="withdrawn"))
+    store.rows[row.id] = row
+    store.sources[row.id] = store.sources[SCORED]
+    answer = await get(app, f"/api/v1/submissions/{row.id}/code")
+    assert answer.status_code == 404
+    assert "may wait in another" in (await answer.get_json())["message"]
+
+
 async def test_code_that_was_never_fetched_is_said_to_be_so():
     app, store, _ = make()
     row = submission(71, Status.REJECTED, reason=Reason(code=1102, stage="fetch", message="404"))
