@@ -101,5 +101,8 @@ def slot_config(config: DaemonConfig, ctx: Context, name: str, index: int) -> ob
     """What the judge is opened with."""
     from crusades.bench.evaluate import SlotConfig
 
+    async def publish(seeds: tuple[str, ...]) -> None:
+        await ctx.store.emit("exams", {"slot": name, "retired_seeds": list(seeds)})
+
     return SlotConfig(name=name, device=name.partition(":")[0], index=index, profile_name=ctx.profile_name, hparams=ctx.hparams,
-                      workdir=config.state_dir / "slots" / name.replace(":", "-"), sandboxed=config.sandboxed, cache_dir=config.cache_dir)
+                      workdir=config.state_dir / "slots" / name.replace(":", "-"), sandboxed=config.sandboxed, cache_dir=config.cache_dir, on_retired=publish)  # fmt: skip

@@ -420,10 +420,11 @@ class Event(Record, frozen=True, kw_only=True):
     seq: int
     at: float
     kind: str
-    """"submission", "run", "leaderboard", "weights", "slot", "block"."""
+    """"submission", "run", "leaderboard", "weights", "slot", "block", "exams"."""
     submission_id: str | None = None
     data: dict[str, Any] = {}
-    """The changed record as JSON-ready builtins: a Submission for "submission", a Run for "run", a SlotView for "slot" …"""
+    """The changed record as JSON-ready builtins: a Submission for "submission", a Run for "run", a SlotView for "slot", the seeds of exams that a slot
+    will never serve again for "exams" …"""
 
 
 class ApiError(Record, frozen=True, kw_only=True):

@@ -1,5 +1,6 @@
 """One evaluation from the daemon's side, with stand-ins for referee, contestant and card."""
 
+import dataclasses
 import os
 import tempfile
 
@@ -9,7 +10,7 @@ from evaluate_kit import GONE, FakeCard, FakeContestant, FakeReferee, make_job, 
 from crusades.bench import evaluate
 from crusades.bench import protocol as p
 from crusades.bench.contestant import Contestant
-from crusades.errors import SandboxFault
+from crusades.errors import DeviceFault, RefereeFault, SandboxFault
 from crusades.nvml import LATE
 
 STUCK = SandboxFault("a process of sandbox 7 does not die")
@@ -73,3 +74,25 @@ async def test_the_report_names_the_driver_of_the_card(tmp_path):
     card = FakeCard()
     card.driver = "570.86"
     assert (await make_slot(tmp_path, card=card).evaluate(make_job())).environment["driver"] == "570.86"
+
+
+@pytest.mark.parametrize(("code", "kind"), [(2001, SandboxFault), (2002, RefereeFault), (2003, DeviceFault)])
+async def test_the_referees_code_says_whose_failure_it_was_whatever_the_words(tmp_path, code, kind):
+    error = p.RefereeError(message="a word like harness proves nothing", code=code)
+    with pytest.raises(kind):
+        await make_slot(tmp_path, FakeReferee(PrepareExams=error)).evaluate(make_job())
+
+
+# ------------------------------------------------------------------------------------------------ exams
+
+
+async def test_seeds_of_retired_exams_are_published(tmp_path):
+    published = []
+
+    async def publish(seeds):
+        published.extend(seeds)
+
+    slot = make_slot(tmp_path, FakeReferee(PrepareExams=p.ExamsReady(available=3, prepared=0, seconds=0.0, retired_seeds=("aa", "bb"))))
+    slot.config = dataclasses.replace(slot.config, on_retired=publish)
+    await slot.evaluate(make_job())
+    assert published == ["aa", "bb"]

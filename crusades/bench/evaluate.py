@@ -27,6 +27,7 @@ from crusades.bench.card import MOST_VOIDS, Card, settle
 from crusades.bench.contestant import Contestant, start_contestant
 from crusades.bench.link import RefereeLink, start_referee
 from crusades.errors import CrusadesError, DeviceFault, RefereeFault, SandboxFault
+from crusades.faults import fault
 from crusades.hparams import HParams, Profile
 from crusades.records import Outcome, Reason, Run, SlotView, Source, Verdict, rejected
 
@@ -37,7 +38,7 @@ NOBODY = 1 << 62
 """A commit block later than any: exams that may serve it are exams that nobody has seen."""
 
 
-async def _ignore_run(_: Run) -> None:
+async def _ignore(_: object) -> None:
     return
 
 
@@ -56,6 +57,8 @@ class SlotConfig:
     """The slot's own folder: logs of the referee, folders of contestants. Emptied at start."""
     sandboxed: bool = True
     cache_dir: Path | None = None
+    on_retired: Callable[[tuple[str, ...]], Awaitable[None]] = _ignore
+    """Is given the seeds of exams that will never be served again: they may be published (design.md §2)."""
 
     @property
     def profile(self) -> Profile:
@@ -75,7 +78,7 @@ class Job:
     skip_rules: bool = False
     finished_runs: tuple[Run, ...] = ()
     """Scored runs of an interrupted evaluation on this slot: not repeated."""
-    on_run: Callable[[Run], Awaitable[None]] = _ignore_run
+    on_run: Callable[[Run], Awaitable[None]] = _ignore
     on_progress: Callable[[str], None] = field(default=lambda words: None)
 
 
@@ -253,6 +256,8 @@ class Slot:
         ready = await self._ask(p.PrepareExams(submission_id=submission_id, commit_block=commit_block, wanted=wanted), p.ExamsReady, 120.0 * wanted)
         if ready.prepared:
             self.exam_seconds.append((ready.prepared, ready.seconds))
+        if ready.retired_seeds:
+            await self.config.on_retired(ready.retired_seeds)
 
     async def _connect(self) -> None:
         ours, theirs = socket.socketpair()
@@ -290,11 +295,10 @@ class Slot:
         return report
 
     def _fault_of(self, error: p.RefereeError) -> CrusadesError:
-        tail = self._contestant.output_tail()[-2000:] if self._contestant is not None else ""
-        text = error.message + (f"; the sandbox's last words: {tail}" if "harness" in error.message and tail else "")
-        if "harness" in error.message:
-            return SandboxFault(text)
-        return DeviceFault(text) if error.code == 2003 else RefereeFault(text)
+        if error.code == fault("sandbox").code:
+            tail = self._contestant.output_tail()[-2000:] if self._contestant is not None else ""
+            return SandboxFault(error.message + (f"; the sandbox's last words: {tail}" if tail else ""))
+        return DeviceFault(error.message) if error.code == fault("device").code else RefereeFault(error.message)
 
     async def _drop_contestant(self) -> None:
         contestant, self._contestant = self._contestant, None  # also one that does not die: it is never used again

@@ -22,7 +22,7 @@ from crusades.bench.referee.models import Reference, load_reference
 from crusades.bench.referee.pool import ExamPool, matmul_tflops
 from crusades.bench.referee.session import Charged, Outcome, Session
 from crusades.bench.referee.wire import Wire
-from crusades.errors import ConfigError, DeviceFault, RefereeFault
+from crusades.errors import ConfigError, DeviceFault, RefereeFault, SandboxFault
 from crusades.hparams import Profile
 from crusades.records import Audit, Run
 
@@ -79,6 +79,8 @@ class Desk:
         """The fault-table row of our own failure. A sticky CUDA error in here is the card's: another context cannot cause one."""
         if isinstance(error, DeviceFault | torch.OutOfMemoryError | torch.AcceleratorError):
             return 2003
+        if isinstance(error, SandboxFault):
+            return 2001
         return 2006 if isinstance(error, ConfigError) else 2002
 
     # ---------------------------------------------------------------- set-up

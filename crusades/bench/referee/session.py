@@ -20,7 +20,7 @@ from crusades.bench.referee.audit import Reads
 from crusades.bench.referee.exam import Exam
 from crusades.bench.referee.models import Reference
 from crusades.bench.referee.wire import Wire, WireClosed, WireTimeout
-from crusades.errors import ProtocolError, RefereeFault
+from crusades.errors import ProtocolError, SandboxFault
 from crusades.faults import fault
 from crusades.hparams import Profile
 from crusades.records import Reason, Stage
@@ -238,7 +238,7 @@ class Session:
 
     def _ours_or(self, failure: Charged) -> Exception:
         """Before the submission is loaded nothing hostile runs: what fails then is ours."""
-        return failure if self.hostile else RefereeFault(f"the sandboxed harness failed: {failure.reason.message}")
+        return failure if self.hostile else SandboxFault(f"the sandboxed harness failed: {failure.reason.message}")
 
     def close(self) -> None:
         """Say good-bye if anyone listens, and close the channel."""

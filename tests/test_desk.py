@@ -1,0 +1,29 @@
+"""The referee's desk and the contestant's session, without a model."""
+
+import socket
+
+import pytest
+import torch
+
+from crusades.bench import protocol as p
+from crusades.bench.referee.desk import Desk
+from crusades.bench.referee.session import Session
+from crusades.bench.referee.wire import Wire
+from crusades.errors import ConfigError, DeviceFault, RefereeFault, SandboxFault
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(SandboxFault("x"), 2001), (RefereeFault("x"), 2002), (DeviceFault("x"), 2003), (torch.OutOfMemoryError("x"), 2003), (ConfigError("x"), 2006), (ValueError("harness"), 2002)],
+)
+def test_a_failure_of_ours_is_told_by_its_code(error, code):
+    assert Desk.code_of(error) == code
+
+
+def test_a_harness_that_ends_before_any_submission_is_the_sandboxs_failure():
+    ours, theirs = socket.socketpair()
+    session = Session(Wire(ours, header_cap=p.CONTESTANT_HEADER_CAP, payload_cap=p.CONTESTANT_PAYLOAD_CAP), None, None)
+    theirs.close()
+    with pytest.raises(SandboxFault, match="harness failed"):
+        session.build({}, 5.0)
+    session.close()
