@@ -11,12 +11,14 @@ import logging
 import os
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import trio
 
 from crusades.context import Context
 from crusades.errors import StoreError
+from crusades.store_schema import sound_backups
 
 log = logging.getLogger("crusades.housekeeping")
 
@@ -34,14 +36,24 @@ async def keep_house(ctx: Context) -> None:
     """For ever: back up when the newest backup is old enough, sweep, and show sizes."""
     ctx.backup_at = await trio.to_thread.run_sync(newest_backup, ctx.state_dir)
     while True:
-        if ctx.backup_at is None or ctx.now() - ctx.backup_at >= ctx.hparams.store.backup_hours * 3600:
+        # A backup of the future was made before the clock went back: nobody knows how old it is.
+        if ctx.backup_at is None or not 0 <= ctx.now() - ctx.backup_at < ctx.hparams.store.backup_hours * 3600:
             await _back_up(ctx)
         if ctx.backup_at is not None:
             ctx.metrics.happened("backup_age_seconds", ctx.backup_at)
-        ctx.metrics.store_bytes.set(await trio.to_thread.run_sync(database_bytes, ctx.state_dir))
-        await trio.to_thread.run_sync(sweep, ctx.state_dir / "slots", frozenset(name.replace(":", "-") for name in ctx.seats))
-        await trio.to_thread.run_sync(cut_logs, ctx.state_dir / "slots")
+        try:
+            await _tidy(ctx)
+            ctx.problem("housekeeping")
+        except OSError as error:  # it never stops anybody; the next look tries again
+            log.error("housekeeping: %s", error)
+            ctx.problem("housekeeping", f"{error.filename}: {error.strerror}")
         await trio.sleep(LOOK)
+
+
+async def _tidy(ctx: Context) -> None:
+    ctx.metrics.store_bytes.set(await trio.to_thread.run_sync(database_bytes, ctx.state_dir))
+    await trio.to_thread.run_sync(sweep, ctx.state_dir / "slots", frozenset(name.replace(":", "-") for name in ctx.seats))
+    await trio.to_thread.run_sync(cut_logs, ctx.state_dir / "slots")
 
 
 async def _back_up(ctx: Context) -> None:
@@ -57,22 +69,27 @@ async def _back_up(ctx: Context) -> None:
 
 
 def newest_backup(state_dir: Path) -> float | None:
-    """When the newest backup was written; None when there is none. `before-…` copies of migrations count: they are whole."""
-    return max((path.stat().st_mtime for path in (state_dir / "backups").glob("*.db")), default=None)
+    """When the newest backup was written; None when there is none. Copies made before a migration count: they are whole."""
+    return max((path.stat().st_mtime for path in sound_backups(state_dir)), default=None)
 
 
 def database_bytes(state_dir: Path) -> int:
     """Size of the database with its write-ahead log."""
-    return sum(path.stat().st_size for path in state_dir.glob("crusades.db*") if path.is_file())
+    total = 0
+    for path in state_dir.glob("crusades.db*"):
+        with suppress(FileNotFoundError):  # SQLite comes and goes with its logs
+            total += path.stat().st_size
+    return total
 
 
 def sweep(slots: Path, live: frozenset[str], older_than: float = LITTER_AGE) -> list[str]:
     """Remove folders of slots that are gone; the names removed."""
     removed = []
     for folder in slots.iterdir() if slots.is_dir() else ():
-        if folder.name not in live and folder.is_dir() and time.time() - folder.stat().st_mtime > older_than:
-            shutil.rmtree(folder, ignore_errors=True)
-            removed.append(folder.name)
+        with suppress(FileNotFoundError):
+            if folder.name not in live and folder.is_dir() and time.time() - folder.stat().st_mtime > older_than:
+                shutil.rmtree(folder, ignore_errors=True)
+                removed.append(folder.name)
     return removed
 
 
@@ -80,8 +97,9 @@ def cut_logs(slots: Path, most: int = MOST_LOG) -> list[Path]:
     """Empty logs that have grown too long; which. Whoever writes one goes on behind a hole, which takes no disk."""
     cut = []
     for log_file in slots.glob("*/*.log"):
-        if log_file.stat().st_blocks * 512 > most:
-            os.truncate(log_file, 0)
-            log.warning("%s had grown beyond %d MiB and was emptied", log_file, most >> 20)
-            cut.append(log_file)
+        with suppress(FileNotFoundError):  # its slot is being opened anew
+            if log_file.stat().st_blocks * 512 > most:
+                os.truncate(log_file, 0)
+                log.warning("%s had grown beyond %d MiB and was emptied", log_file, most >> 20)
+                cut.append(log_file)
     return cut

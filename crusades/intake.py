@@ -7,10 +7,12 @@ until its grace window ends.
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -68,6 +70,11 @@ class Retries:
         """It is over."""
         self._tries.pop(id_, None)
 
+    def keep_only(self, ids: Iterable[str]) -> None:
+        """What is not to be fetched any more, because it was judged early or withdrawn, is not waited for."""
+        for id_ in self._tries.keys() - set(ids):
+            del self._tries[id_]
+
     def wait(self, now: float) -> float:
         """Seconds until the next one is due; a minute at most, to show that the fetcher lives."""
         return max(0.0, min([60.0, *(at - now for _, at in self._tries.values())]))
@@ -80,6 +87,7 @@ async def fetch_revealed(ctx: Context, fetch: Fetch, retries: Retries, name: str
         seen = ctx.bells.revealed.count
         ctx.health.progress(name, "looking")
         rows = await ctx.store.in_state(Status.REVEALED)
+        retries.keep_only(row.id for row in rows)
         free = [row for row in rows if row.id not in ctx.fetching and retries.due(row.id, trio.current_time())]
         if not free:
             await ctx.bells.revealed.wait(seen, retries.wait(trio.current_time()) or 1.0)
@@ -195,6 +203,7 @@ def _not_counted(row: Submission) -> bool:
 async def check_fetched(ctx: Context, scan: Scan) -> None:
     """Rules, then copies, then the queue; one at a time, in order of service, so that of two equal files the earlier wins."""
     ctx.health.expect("checker", PATIENCE)
+    await _settle_last_verdicts(ctx)
     while True:
         seen = ctx.bells.fetched.count
         ctx.health.progress("checker", "looking")
@@ -285,6 +294,17 @@ async def settle_copies(ctx: Context, row: Submission, source: Source) -> Known 
         if same[copy.id].status in _TAKEN_BACK:  # one that is running is looked at again when it has been judged
             await _reject_copy(ctx, copy.id, me)
     return None
+
+
+async def _settle_last_verdicts(ctx: Context) -> None:
+    """After a start: a kill between a verdict and the look at its copies must not leave a copy its score. One verdict a slot
+    can be in that place; a few more cost nothing."""
+    for row in heapq.nlargest(8, await ctx.store.scored(), key=lambda row: row.updated_at):
+        source = await ctx.store.source(row.id)
+        if source is not None:
+            with suppress(SandboxFault):  # the checker meets the same fault with the next file, and tells it
+                await settle_copies(ctx, row, source)
+        ctx.health.progress("checker", f"looked again at {row.id}")
 
 
 _TAKEN_BACK = frozenset({Status.FETCHED, Status.CHECKED, Status.QUEUED, Status.SCORED})

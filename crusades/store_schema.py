@@ -7,7 +7,6 @@ file as it was. A database newer than this program is refused, and a damaged one
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import sqlite3
 import time
@@ -143,7 +142,7 @@ async def prepare(db: aiosqlite.Connection, state_dir: Path, migrations: Sequenc
         raise StoreError(f"{state_dir / DATABASE} was written by a newer program (version {version}; this program knows {len(steps)}): "
                          "install that version again, or restore a backup made before the upgrade")
     for number, step in enumerate(steps[version:], start=version + 1):
-        kept = await _backup_before(db, state_dir, number) if number > 1 else None
+        kept = await _backup_before(state_dir, number) if number > 1 else None
         await _migrate(db, number, step, kept)
 
 
@@ -178,13 +177,12 @@ async def _migrate(db: aiosqlite.Connection, number: int, step: Migration, kept:
         raise
 
 
-async def _backup_before(db: aiosqlite.Connection, state_dir: Path, number: int) -> Path:
+async def _backup_before(state_dir: Path, number: int) -> Path:
+    from crusades.store_tools import run_backup  # which needs this module
+
     target = new_backup_path(state_dir, f"before-migration-{number}")
-    with contextlib.suppress(FileNotFoundError):
-        target.unlink()
-    await db.execute_fetchall("VACUUM INTO ?", (str(target),))
-    target.chmod(0o600)
-    return target
+    target.unlink(missing_ok=True)
+    return await asyncio.to_thread(run_backup, state_dir, target)  # checked and on the disk before it has its name
 
 
 def new_backup_path(state_dir: Path, what: str) -> Path:
@@ -203,6 +201,11 @@ def backups(state_dir: Path) -> list[Path]:
     return [Path(entry.path) for entry in sorted(found, key=lambda entry: (entry.stat().st_mtime_ns, entry.name))]
 
 
+def sound_backups(state_dir: Path) -> list[Path]:
+    """Those that a person may restore, oldest first: not the databases that a restore has set aside, damaged or not."""
+    return [path for path in backups(state_dir) if not path.name.endswith("-before-restore.db")]
+
+
 def is_damage(error: sqlite3.Error) -> bool:
     """Whether SQLite says that the file itself is broken."""
     return "malformed" in str(error) or "not a database" in str(error)
@@ -210,7 +213,7 @@ def is_damage(error: sqlite3.Error) -> bool:
 
 def damaged(state_dir: Path, what: str) -> StoreError:
     """The error for a database that cannot be trusted, with the way out."""
-    found = backups(state_dir)
+    found = sound_backups(state_dir)
     way_out = (f"restore the newest backup with `crusades store restore {found[-1]} --state-dir {state_dir}`" if found
                else "there is no backup in its backups folder; restore one from elsewhere, or move the file away to start empty (the chain is read again)")
     return StoreError(f"{state_dir / DATABASE} is damaged ({what}): {way_out}")

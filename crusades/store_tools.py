@@ -17,6 +17,7 @@ import os
 import shutil
 import sqlite3
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -28,6 +29,10 @@ from crusades.store_lock import locked
 from crusades.store_schema import BACKUPS, BUSY_TIMEOUT_MS, DATABASE, MIGRATIONS, backups, damaged, is_damage, new_backup_path, prepare_sync
 from crusades.store_tx import database_words
 
+PARTIAL = ".partial"
+HALF_MADE_AGE = 86_400.0
+"""Seconds after which nobody works on a half-made backup any more."""
+
 # ------------------------------------------------------------------------------------------------ backup, restore
 
 
@@ -37,12 +42,15 @@ def run_backup(state_dir: Path, out: Path | None = None, *, keep: int | None = N
     Without `out` it goes into the state directory's backups folder, where `keep` of these are kept. StoreError when it
     cannot be made; then there is no half-made file under its name.
     """
-    target = out if out is not None else new_backup_path(state_dir, "backup")
-    if target.is_dir():
-        target = target / new_backup_path(state_dir, "backup").name
-    if out is not None and target.exists():
-        raise StoreError(f"{target} exists already; a backup never overwrites")
-    partial = target.with_name(target.name + ".partial")
+    try:
+        target = out if out is not None else new_backup_path(state_dir, "backup")
+        if target.is_dir():
+            target = target / new_backup_path(state_dir, "backup").name
+        if out is not None and target.exists():
+            raise StoreError(f"{target} exists already; a backup never overwrites")
+    except OSError as error:
+        raise StoreError(f"no backup of {state_dir}: {error.strerror}") from error
+    partial = target.with_name(target.name + PARTIAL)
     try:
         partial.unlink(missing_ok=True)
         with _database(state_dir / DATABASE) as db:
@@ -59,15 +67,23 @@ def run_backup(state_dir: Path, out: Path | None = None, *, keep: int | None = N
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
     if keep is not None and out is None:
-        prune(state_dir, keep)
+        try:
+            prune(state_dir, keep, spare=target)
+        except OSError as error:
+            raise StoreError(f"{target} was made, but old backups cannot be deleted: {error.strerror}") from error
     return target
 
 
-def prune(state_dir: Path, keep: int) -> None:
-    """Delete the oldest routine backups beyond `keep`. Those made before a migration or a restore are kept for a person."""
-    routine = [path for path in backups(state_dir) if path.name.endswith("-backup.db")]
-    for path in routine[:max(0, len(routine) - keep)]:
+def prune(state_dir: Path, keep: int, spare: Path | None = None) -> None:
+    """Delete the oldest routine backups beyond `keep`, and what a killed backup left half made. Those made before a migration
+    or a restore are kept for a person. `spare` was made just now, whatever a clock that went back says of it."""
+    routine = [path for path in backups(state_dir) if path.name.endswith("-backup.db") and path != spare]
+    for path in routine[:max(0, len(routine) + (spare is not None) - keep)]:
         path.unlink(missing_ok=True)
+    for path in (state_dir / BACKUPS).glob(f"*{PARTIAL}"):
+        with contextlib.suppress(FileNotFoundError):  # another backup has just ended
+            if time.time() - path.stat().st_mtime > HALF_MADE_AGE:
+                path.unlink()
 
 
 def run_restore(backup: Path, state_dir: Path) -> Path | None:
@@ -113,7 +129,7 @@ def _set_aside(state_dir: Path) -> Path:
 
 def run_export(state_dir: Path, out: Path) -> int:
     """Write everything but events as JSON Lines (see `store_export`); the number of submissions."""
-    partial = out.with_name(out.name + ".partial")
+    partial = out.with_name(out.name + PARTIAL)
     try:
         with _database(state_dir / DATABASE) as db, partial.open("wb") as file:
             count = 0
@@ -168,7 +184,10 @@ def _database(path: Path) -> Iterator[sqlite3.Connection]:
     """An existing database file; SQLite's errors become ours."""
     if not path.is_file():
         raise StoreError(f"there is no database {path}")
-    db = sqlite3.connect(path, isolation_level=None)
+    try:
+        db = sqlite3.connect(path, isolation_level=None)
+    except sqlite3.Error as error:
+        raise StoreError(f"{path}: {database_words(error)}") from error
     try:
         db.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
         yield db

@@ -17,7 +17,7 @@ from fakes import FakeJudge, make_commitment, make_source
 from crusades import hparams, logs
 from crusades.daemon import Reins, listen_to_signals, reload_settings
 from crusades.errors import ChainError, ConfigError, FetchFault, MustNotRestart, RefereeFault, SandboxFault, StoreError
-from crusades.intake import FIRST_RETRY
+from crusades.intake import FIRST_RETRY, Retries
 from crusades.nvml import Device
 from crusades.records import Finding, Reason, Stage, Status
 from crusades.store import Store
@@ -299,6 +299,26 @@ async def test_the_later_commit_of_the_same_file_is_the_copy(house, autojump_clo
     assert "block 10" in reason.message
 
 
+async def test_a_kill_between_a_verdict_and_the_look_at_its_copies_leaves_no_copy_its_score(house, autojump_clock, monkeypatch):
+    """The original was committed earlier and revealed while its copy ran."""
+    copy = commit(house, "# mfu 40", hotkey="5Miner3", uid=3, block=12, url="https://b.example/x")
+    house.judge.seconds = 20.0
+
+    async def killed(*_):
+        """As far as the store knows."""
+
+    with monkeypatch.context() as patch:
+        patch.setattr("crusades.judging.settle_copies", killed)
+        async with house.running():
+            await house.until(copy, Status.RUNNING)
+            original = commit(house, "# mfu 40", block=10, url="https://a.example/x")
+            await house.until(original, Status.QUEUED)
+            assert (await house.until(copy)).submission.status is Status.SCORED
+    async with house.running():
+        reason = (await house.until(copy, Status.REJECTED)).submission.reason
+        assert (reason.code, reason.measured) == (1005, original)
+
+
 async def test_copies_that_wait_for_the_same_look_as_their_original_do_no_harm(house, autojump_clock, monkeypatch):
     """All of them are in the checker's list when the first is found to be the original (found by hand: it ended the daemon)."""
     real, held = Store.in_state, trio.Event()
@@ -442,7 +462,7 @@ def two_cards(house, present=("0", "1")):
     judges = {}
 
     def open_slot(config):
-        judge = judges.setdefault(config.name, FakeJudge(name=config.name, faults_left=house.judge.faults_left, evaluated=house.judge.evaluated))
+        judge = judges.setdefault(config.name, FakeJudge(name=config.name, seconds=house.judge.seconds, faults_left=house.judge.faults_left, evaluated=house.judge.evaluated))
         return judge.opener()(config)
 
     house.cards = list(present)
@@ -462,9 +482,10 @@ async def test_slots_work_side_by_side(house, autojump_clock):
 async def test_after_a_restart_finished_runs_are_gone_on_with_on_the_slot_that_made_them(house, autojump_clock):
     two_cards(house, present=["1"])
     id_ = commit(house, "# mfu 40")
+    house.judge.seconds = 5.0
     async with house.running():
         await house.until(id_, Status.RUNNING)
-        await trio.sleep(2.5)  # two runs have ended
+        await trio.sleep(12.0)  # two runs have ended, the third is under way
     house.cards.insert(0, "0")
     async with house.running():
         detail = await house.until(id_)
@@ -905,3 +926,11 @@ async def test_a_signal_during_the_start_ends_it_at_once(house, autojump_clock):
         await trio.sleep(3600)
     assert config.stop.is_set()
     assert nursery.cancel_scope.cancelled_caught
+
+
+def test_a_download_that_was_given_up_early_or_withdrawn_is_not_waited_for():
+    retries = Retries()
+    retries.postpone("withdrawn", 5.0)
+    retries.failed("again", 10.0)
+    retries.keep_only(["again", "new"])
+    assert retries.wait(10.0) == FIRST_RETRY

@@ -6,9 +6,11 @@ import time
 import msgspec
 from daemon_house import House, eventually
 
+from crusades import housekeeping
 from crusades.errors import StoreError
 from crusades.housekeeping import cut_logs, newest_backup, sweep
 from crusades.store import Store
+from crusades.store_schema import sound_backups
 
 
 def test_only_old_folders_of_slots_that_are_gone_are_swept(tmp_path):
@@ -41,6 +43,31 @@ async def test_a_backup_is_made_at_the_first_start_and_then_each_interval(tmp_pa
         first = newest_backup(tmp_path / "state")
         await eventually(lambda: newest_backup(tmp_path / "state") != first, step=30)
     assert first is not None
+
+
+async def test_a_backup_of_the_future_is_none(tmp_path, autojump_clock):
+    """The clock went back: otherwise none would be made until it has caught up."""
+    house = House(tmp_path / "state")
+    async with house.running() as ctx:
+        await eventually(lambda: ctx.backup_at)
+    (left,) = sound_backups(tmp_path / "state")
+    os.utime(left, (4e9, 4e9))
+    async with house.running() as ctx:
+        await eventually(lambda: ctx.backup_at is not None and ctx.backup_at < 4e9)
+
+
+async def test_what_cannot_be_tidied_is_a_problem_and_stops_nobody(tmp_path, autojump_clock, monkeypatch):
+    house = House(tmp_path / "state")
+
+    def refused(*_):
+        raise PermissionError(1, "Operation not permitted", "slots")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(housekeeping, "sweep", refused)
+        async with house.running() as ctx:
+            await eventually(lambda: "not permitted" in ctx.board.problems.get("housekeeping", ""))
+            patch.undo()
+            await eventually(lambda: "housekeeping" not in ctx.board.problems)
 
 
 async def test_a_backup_that_fails_is_a_problem_until_one_succeeds(tmp_path, autojump_clock, monkeypatch):

@@ -178,6 +178,8 @@ async def test_a_damaged_database_is_refused_with_the_backup_to_restore(tmp_path
     else:
         del raw[len(raw) // 2:]
     path.write_bytes(raw)
+    # What a restore has set aside is newer, and may be the very file that is damaged.
+    store_schema.new_backup_path(tmp_path, "before-restore").write_bytes(b"x")
     with pytest.raises(StoreError, match=f"damaged.*store restore {backup}"):
         async with opened(tmp_path):
             pass

@@ -1,7 +1,9 @@
 """`crusades store`: backups that restore, exports that import, and a verify that finds what is wrong."""
 
 import json
+import os
 import sqlite3
+import time
 
 import pytest
 import trio
@@ -107,6 +109,21 @@ async def test_routine_backups_are_pruned_and_others_are_kept(tmp_path, monkeypa
     precious.write_bytes(b"")
     prune(tmp_path, 3)
     assert {path.name for path in store_schema.backups(tmp_path)} == {*names[-3:], precious.name}
+
+
+async def test_a_clock_that_went_back_costs_no_fresh_backup_and_what_a_kill_left_half_made_goes(tmp_path):
+    async with opened(tmp_path) as store:
+        (tmp_path / "backups").mkdir()
+        old = [await store.backup(tmp_path / "backups" / f"{year}0101T000000Z-backup.db") for year in (2090, 2091)]
+        for path in old:
+            os.utime(path, (4e9, 4e9))
+        half = [tmp_path / "backups" / name for name in ("old.db.partial", "new.db.partial")]
+        for path, age in zip(half, (2 * store_tools.HALF_MADE_AGE, 0), strict=True):
+            path.write_bytes(b"")
+            os.utime(path, (time.time() - age,) * 2)
+        fresh = run_backup(tmp_path, keep=2)
+    assert set(store_schema.backups(tmp_path)) == {old[1], fresh}
+    assert [path.exists() for path in half] == [False, True]
 
 
 async def test_a_backup_never_overwrites_and_leaves_nothing_behind_when_it_fails(tmp_path, monkeypatch):
