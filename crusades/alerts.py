@@ -74,19 +74,29 @@ def alerts(facts: Facts) -> list[Alert]:
     return found + [Alert(key=f"late-{subsystem}", text=f"{subsystem}: {how}") for subsystem, how in sorted(facts.late.items())]
 
 
+class Message(Record, frozen=True, kw_only=True):
+    """One thing to say now: that an alert began, lasts, or is over."""
+
+    key: str
+    text: str
+    over: bool = False
+
+
 @dataclass
 class Telling:
-    """Remembers what was told, so that people hear of a change and not of every look."""
+    """Remembers what was told, so that people hear of a change and not of every look. What nobody reports as told stays due."""
 
     _told: dict[str, tuple[float, str]] = field(default_factory=dict)
 
-    def due(self, current: Iterable[Alert], now: float) -> list[str]:
+    def due(self, current: Iterable[Alert], now: float) -> list[Message]:
         """The messages to send now."""
-        messages = []
         standing = {alert.key: alert for alert in current}
-        messages += [f"over: {self._told.pop(key)[1]}" for key in [key for key in self._told if key not in standing]]
-        for key, alert in standing.items():
-            if key not in self._told or now - self._told[key][0] >= REPEAT:
-                messages.append(alert.text)
-                self._told[key] = (now, alert.text)
-        return messages
+        over = [Message(key=key, text=f"over: {text}", over=True) for key, (_, text) in self._told.items() if key not in standing]
+        return over + [Message(key=key, text=alert.text) for key, alert in standing.items() if key not in self._told or now - self._told[key][0] >= REPEAT]
+
+    def told(self, message: Message, now: float) -> None:
+        """It has arrived."""
+        if message.over:
+            self._told.pop(message.key, None)
+        else:
+            self._told[message.key] = (now, message.text)

@@ -34,7 +34,7 @@ from crusades.poller import poll_chain
 from crusades.records import Finding
 from crusades.rulebook import Rulebook, Rules
 from crusades.slots import Seat, SlotState
-from crusades.watch import tell_viewers, watch
+from crusades.watch import NEEDED, tell_people, tell_viewers, watch
 from crusades.watchdog import Health, forget_systemd, notify
 from crusades.weights import set_weights
 
@@ -85,11 +85,14 @@ async def serve(ctx: Context, config: DaemonConfig, *, task_status: trio.TaskSta
     """Everything that runs, and in which order it ends."""
     fetch, scan, retries = _fetch(config.parts), config.parts.scan or _scan, Retries()
     found, new_slots = trio.open_memory_channel[tuple[Seat, object]](0)
+    for name in NEEDED:  # or the first of them to be ready would speak for all
+        ctx.ready(name, "starting")
 
     async with trio.open_nursery() as house:
         url = await house.start(config.parts.serve_web or serve_web, ctx, config)
         log.info("web server at %s", url)
         house.start_soon(watch, ctx)
+        house.start_soon(tell_people, ctx)
         house.start_soon(keep_house, ctx)
         house.start_soon(tell_viewers, ctx)
         await recover(ctx)

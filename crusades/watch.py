@@ -14,6 +14,7 @@ import trio
 
 from crusades.alerts import CHAIN_BEHIND, Facts, Telling, alerts
 from crusades.context import Context
+from crusades.fetch import tls_context
 from crusades.logs import redactor
 from crusades.watchdog import STALL, Stalls, heartbeat, notify, status_line, tell, watchdog_interval
 
@@ -34,32 +35,28 @@ async def watch(ctx: Context) -> None:
     interval = min(LOOK, watchdog_interval(ctx.systemd) or LOOK)
     stalls = _watch_loop(ctx)
     ctx.read_at = ctx.now()  # a node that never answers is late from here on
-    told_ready, said, telling, next_alerts = False, "", Telling(), 0.0
-    async with httpx.AsyncClient() as client:
-        try:
-            while True:
-                seen = ctx.bells.health.count
-                late = ctx.health.late()
-                await _show(ctx, late, stalls)
-                if not told_ready and is_up(ctx):
-                    told_ready = True
-                    log.info("ready")
-                    notify("READY=1", ctx.systemd)
-                if not late:
-                    notify("WATCHDOG=1", ctx.systemd)
-                line = status_line(ctx.board, _weights_words(ctx), ctx.counts)
-                if ctx.stopping.is_set():
-                    line = f"stopping · {line}"
-                if line != said:
-                    said = line
-                    notify(f"STATUS={redactor.clean(line)}", ctx.systemd)
-                if trio.current_time() >= next_alerts:
-                    next_alerts = trio.current_time() + ALERT_LOOK
-                    await _tell_people(ctx, late, telling, client)
-                # At once when somebody became ready, or the daemon begins to stop: systemd waits for both.
-                await ctx.bells.health.wait(seen, min(1.0, interval) if ctx.stopping.is_set() else interval)
-        finally:
-            trio.lowlevel.remove_instrument(stalls)
+    told_ready, said = False, ""
+    try:
+        while True:
+            seen = ctx.bells.health.count
+            late = ctx.health.late()
+            await _show(ctx, late, stalls)
+            if not told_ready and is_up(ctx):
+                told_ready = True
+                log.info("ready")
+                notify("READY=1", ctx.systemd)
+            if not late:
+                notify("WATCHDOG=1", ctx.systemd)
+            line = status_line(ctx.board, _weights_words(ctx), ctx.counts)
+            if ctx.stopping.is_set():
+                line = f"stopping · {line}"
+            if line != said:
+                said = line
+                notify(f"STATUS={redactor.clean(line)}", ctx.systemd)
+            # At once when somebody became ready, or the daemon begins to stop: systemd waits for both.
+            await ctx.bells.health.wait(seen, min(1.0, interval) if ctx.stopping.is_set() else interval)
+    finally:
+        trio.lowlevel.remove_instrument(stalls)
 
 
 async def tell_viewers(ctx: Context) -> None:
@@ -132,15 +129,26 @@ def _watch_loop(ctx: Context) -> Stalls:
     return stalls
 
 
-async def _tell_people(ctx: Context, late: dict[str, str], telling: Telling, client: httpx.AsyncClient) -> None:
-    settings = ctx.hparams.daemon
-    current = alerts(_facts(ctx, late))
-    for message in telling.due(current, ctx.now()):
-        log.warning("alert: %s", message)
-        if settings.webhook_url:
-            await tell(settings.webhook_url, redactor.clean(f"crusades-validator subnet {ctx.netuid}: {message}"), client)
-    if settings.heartbeat_url and not current and is_up(ctx):
-        await heartbeat(settings.heartbeat_url, client)
+async def tell_people(ctx: Context) -> None:
+    """Alerts and heartbeats, apart from the watch: a webhook that does not answer must not starve systemd's watchdog.
+
+    What could not be delivered is tried again at the next look.
+    """
+    logged, posted = Telling(), Telling()
+    # With the certificates that were loaded at the start: loading them takes longer than anybody may hold the event loop.
+    async with httpx.AsyncClient(verify=tls_context()) as client:
+        while True:
+            current = alerts(_facts(ctx, ctx.health.late()))
+            for message in logged.due(current, ctx.now()):
+                log.warning("alert: %s", message.text)
+                logged.told(message, ctx.now())
+            if ctx.hparams.daemon.heartbeat_url and not current and is_up(ctx):
+                await heartbeat(ctx.hparams.daemon.heartbeat_url, client)
+            if ctx.hparams.daemon.webhook_url:
+                for message in posted.due(current, ctx.now()):
+                    if await tell(ctx.hparams.daemon.webhook_url, redactor.clean(f"crusades-validator subnet {ctx.netuid}: {message.text}"), client):
+                        posted.told(message, ctx.now())
+            await trio.sleep(ALERT_LOOK)
 
 
 def _facts(ctx: Context, late: dict[str, str]) -> Facts:
@@ -153,5 +161,3 @@ def _facts(ctx: Context, late: dict[str, str]) -> Facts:
         unread_seconds=_unread_seconds(ctx), chain_problem=seen.problems.get("chain", ""),
         backup_age_seconds=ctx.now() - ctx.backup_at if ctx.backup_at is not None else None,
         backup_interval_seconds=ctx.hparams.store.backup_hours * 3600, late=late)
-
-

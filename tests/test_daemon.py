@@ -4,6 +4,7 @@ The first story is the one to read: one submission's whole life. The others are 
 """
 
 import dataclasses
+import itertools
 import os
 import signal
 from pathlib import Path
@@ -11,10 +12,11 @@ from pathlib import Path
 import msgspec
 import pytest
 import trio
-from daemon_house import House, eventually
+from daemon_house import House, eventually, settings
 from fakes import FakeJudge, make_commitment, make_source
 
 from crusades import hparams, logs
+from crusades.alerts import Alert
 from crusades.daemon import Reins, listen_to_signals, reload_settings
 from crusades.errors import ChainError, ConfigError, FetchFault, MustNotRestart, RefereeFault, SandboxFault, StoreError
 from crusades.intake import FIRST_RETRY, Retries
@@ -22,6 +24,7 @@ from crusades.nvml import Device
 from crusades.records import Finding, Reason, Stage, Status
 from crusades.store import Store
 from crusades.validator import leaves
+from crusades.watch import LOOK
 
 
 @pytest.fixture
@@ -823,6 +826,12 @@ async def test_it_is_ready_when_everything_is_and_says_what_it_waits_for(house, 
         await eventually(lambda: ctx.board.is_ready, 300)
 
 
+async def test_it_is_not_ready_before_everybody_it_needs_has_spoken(house, autojump_clock):
+    async with house.running() as ctx:
+        ctx.ready("store")
+        assert not ctx.board.is_ready
+
+
 async def test_during_an_outage_it_is_alive_and_not_ready(house, autojump_clock):
     async with house.running() as ctx:
         await eventually(lambda: ctx.board.is_ready)
@@ -865,6 +874,7 @@ async def test_the_heartbeat_stops_and_people_are_told_as_long_as_something_is_w
 
     async def post(url, text, client):
         told.append(text)
+        return True
 
     monkeypatch.setattr("crusades.watch.heartbeat", ping)
     monkeypatch.setattr("crusades.watch.tell", post)
@@ -886,6 +896,24 @@ async def test_the_heartbeat_stops_and_people_are_told_as_long_as_something_is_w
         await eventually(lambda: pings, patience=120)
         assert told[1].partition(": ")[2].startswith("over: ")
         assert ctx.board.problems == {}
+
+
+async def test_a_webhook_that_does_not_answer_holds_up_no_watchdog(house, autojump_clock, monkeypatch):
+    fed, tried = [], []
+
+    async def silence(url, text, client):
+        tried.append(text)
+        await trio.sleep(10.0)
+        return False
+
+    monkeypatch.setattr("crusades.watch.tell", silence)
+    monkeypatch.setattr("crusades.watch.alerts", lambda facts: [Alert(key=str(n), text=f"alert {n}") for n in range(8)])
+    monkeypatch.setattr("crusades.watch.notify", lambda state, environment: fed.append(trio.current_time()) if state == "WATCHDOG=1" else None)
+    house.settings = settings(webhook_url="https://hooks.example/x")
+    async with house.running():
+        await trio.sleep(600)
+    assert max(later - sooner for sooner, later in itertools.pairwise(fed)) < LOOK + 1
+    assert len(tried) > 16  # and it was asked again, long before an alert is repeated
 
 
 async def test_a_subsystem_that_hangs_shows_everywhere(house, autojump_clock, monkeypatch):

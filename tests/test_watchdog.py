@@ -140,11 +140,34 @@ def test_each_alert_carries_its_cause(facts, key, words):
     assert words in found.text
 
 
+def say(telling, current, now, *, arrives=True):
+    """What is due, and told if it arrives."""
+    messages = telling.due(current, now)
+    for message in messages if arrives else ():
+        telling.told(message, now)
+    return [message.text for message in messages]
+
+
 def test_an_alert_is_told_once_repeated_rarely_and_ended():
     telling = Telling()
     alert = Alert(key="disk-low", text="1 GiB free")
-    assert telling.due([alert], 0.0) == ["1 GiB free"]
-    assert telling.due([alert], REPEAT - 1) == []
-    assert telling.due([alert], REPEAT) == ["1 GiB free"]
-    assert telling.due([], REPEAT + 1) == ["over: 1 GiB free"]
-    assert telling.due([], REPEAT + 2) == []
+    assert say(telling, [alert], 0.0) == ["1 GiB free"]
+    assert say(telling, [alert], REPEAT - 1) == []
+    assert say(telling, [alert], REPEAT) == ["1 GiB free"]
+    assert say(telling, [], REPEAT + 1) == ["over: 1 GiB free"]
+    assert say(telling, [], REPEAT + 2) == []
+
+
+def test_an_alert_that_did_not_arrive_stays_due():
+    telling = Telling()
+    alert = Alert(key="disk-low", text="1 GiB free")
+    assert say(telling, [alert], 0.0, arrives=False) == ["1 GiB free"]
+    assert say(telling, [alert], 60.0) == ["1 GiB free"]
+    assert say(telling, [], 120.0, arrives=False) == ["over: 1 GiB free"]
+    assert say(telling, [], 180.0) == ["over: 1 GiB free"]
+
+
+def test_nobody_hears_the_end_of_what_he_never_heard_of():
+    telling = Telling()
+    say(telling, [Alert(key="disk-low", text="1 GiB free")], 0.0, arrives=False)
+    assert say(telling, [], 60.0) == []
