@@ -39,9 +39,9 @@ from crusades.chain_node import Node, classify, dial, hang_up, is_pruned
 from crusades.chain_read import State
 from crusades.chain_records import ChainFacts, CommitFacts, Committed, Failed, Head, Included, Owner, Pruned, Receipt, Sent, Unresolved
 from crusades.chain_rows import Sightings, order, rows_of
-from crusades.chain_send import ERA, Sender
+from crusades.chain_send import Sender, Signed
 from crusades.chain_wallets import create_wallet, open_wallet
-from crusades.chain_weights import COMMIT_REVEAL_VERSION, OnChainWeights, WeightsOutcome, WeightsPlan, Window, dev_plaintext, plan_weights
+from crusades.chain_weights import COMMIT_REVEAL_VERSION, OnChainWeights, WeightsOutcome, WeightsPlan, dev_plaintext, plan_weights
 from crusades.errors import ChainError, ChainIncompatible, ConfigError
 from crusades.payload import MAX_PLAINTEXT, round_at
 from crusades.records import Commitment, Neuron
@@ -212,19 +212,12 @@ class Chain:
         facts = await self._at(None, lambda state: read.weights_facts(state, self.netuid, self.hotkey))
         return plan_weights(weights, facts, version_key=self.settings.version_key)
 
-    @staticmethod
-    def window(plan: WeightsPlan) -> Window:
-        """The blocks in which weights sent by this plan can be: journal it before `set_weights`.
-
-        It reaches back an era, because a branch that wins may hold them in an earlier block than the one that lost.
-        """
-        return Window(plan.block + 1 - ERA, plan.block + PLAN_AGE + ERA)
-
-    async def set_weights(self, plan: WeightsPlan) -> WeightsOutcome:
+    async def set_weights(self, plan: WeightsPlan, *, signed: Signed | None = None) -> WeightsOutcome:
         """Send a plan's weights, plainly or sealed as the subnet wants them, and find them in a block.
 
-        Checks the rules once more at the head. Raises Unresolved when nobody can say whether they were included: the
-        next call looks for them first and sends nothing while they still may appear.
+        `signed` is told what was signed, and so in which blocks it can be, before it is sent: journal it there. Checks the
+        rules once more at the head. Raises Unresolved when nobody can say whether they were included: the next call looks
+        for them first and sends nothing while they still may appear.
         """
         await self._settle()
         now = await self.preflight_weights(plan.asked)
@@ -234,7 +227,7 @@ class Chain:
             raise ChainError("the weights plan is stale: plan again")
         call, reveal_round = self._plain(now) if not now.commit_reveal else await self._sealed(now)
         try:
-            found = await self._sender.send(call, self._signer(), "weights")
+            found = await self._sender.send(call, self._signer(), "weights", signed)
         except Unresolved as error:
             self._unsettled = error.sent
             raise
@@ -289,7 +282,7 @@ class Chain:
         await self.head()  # so that the genesis is known
         return int((await self.call(lambda node: node.rpc("crusades_info")))["reveal_blocks"]) if self.is_dev else blocks
 
-    async def commit(self, payload: bytes, wallet: bt.Wallet, reveal_blocks: int, *, signed: Callable[[Sent], None] | None = None) -> Committed:
+    async def commit(self, payload: bytes, wallet: bt.Wallet, reveal_blocks: int, *, signed: Signed | None = None) -> Committed:
         """Seal `payload` (with its length prefix) for about `reveal_blocks` from now and commit it. Signed by the hotkey.
 
         `signed` is told what was signed before it is sent, so that it can be written down.
@@ -308,7 +301,7 @@ class Chain:
         return Committed(block=found.block, block_hash=found.block_hash, extrinsic=found.extrinsic, reveal_round=reveal_round,
                          reveal_block_estimate=found.block + opens)
 
-    async def pay_fee(self, wallet: bt.Wallet, *, signed: Callable[[Sent], None] | None = None) -> str:
+    async def pay_fee(self, wallet: bt.Wallet, *, signed: Signed | None = None) -> str:
         """Transfer the competition's fee from the wallet's coldkey; returns the receipt `<block>-<index>`."""
         if not self.settings.fee_rao or not self.settings.fee_address:
             raise ConfigError("no fee is asked: chain.fee_rao and chain.fee_address in hparams.toml are not set")

@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 ERA = 16
 """Blocks that a signed extrinsic stays valid, counted from the finalised head at signing."""
+Signed = Callable[[Sent], Awaitable[None] | None]
+"""Is told what was signed before it is sent, so that it can be written down."""
 
 
 class Line(Protocol):
@@ -43,7 +45,7 @@ class Sender:
     def __init__(self, line: Line) -> None:
         self._line = line
 
-    async def send(self, call: Any, keypair: Any, what: str, signed: Callable[[Sent], None] | None = None, *,
+    async def send(self, call: Any, keypair: Any, what: str, signed: Signed | None = None, *,
                    final: bool = False) -> Included:
         """Sign, submit, and find it in a block; with `final`, in one that is finalised, so that its place is for ever.
 
@@ -60,8 +62,8 @@ class Sender:
         sent: Sent | None = None
         with trio.move_on_after(self._line.settings.weights_deadline):
             data, on_its_way = await self._line.call(sign)
-            if signed is not None:
-                signed(on_its_way)
+            if signed is not None and (writing := signed(on_its_way)) is not None:
+                await writing
             sent = on_its_way
             try:
                 patience = min(self._line.settings.call_deadline, max(2.0, self._line.block_time))

@@ -91,6 +91,8 @@ class Context:
     control: Source | None = None
     """Our own baseline: it decides whether a slot that saw a fault is broken. None: no control runs."""
     accept_empty_state: bool = False
+    accept_foreign_weights: bool = False
+    """At this start, take weights on chain that the state knows nothing of for our own."""
     now: Callable[[], float] = time.time
     bells: Bells = field(default_factory=Bells)
     stopping: trio.Event = field(default_factory=trio.Event)

@@ -243,7 +243,7 @@ def make_context(config: DaemonConfig, store: Any, chain: Any, *, is_dev: bool) 
                    board=board, health=Health(), metrics=Metrics(), open_slot=config.parts.open_slot or _judge,
                    rulebook=Rulebook(Rules(board.rules_version, profile_name, settings)),
                    fingerprint=config.parts.fingerprint or _fingerprint, control=config.parts.control,
-                   accept_empty_state=config.accept_empty_state, systemd=forget_systemd())
+                   accept_empty_state=config.accept_empty_state, accept_foreign_weights=config.accept_foreign_weights, systemd=forget_systemd())
 
 
 async def load_early(loaded: trio.Event) -> None:

@@ -55,6 +55,7 @@ class DaemonConfig:
     hparams_path: Path | None = None
     """Read again at SIGHUP."""
     accept_empty_state: bool = False
+    accept_foreign_weights: bool = False
     sandboxed: bool = True
     cache_dir: Path | None = None
     handle_signals: bool = True

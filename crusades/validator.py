@@ -44,6 +44,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--state-dir", type=Path, metavar="DIR", help="database, backups and caches (default: systemd's StateDirectory, else ~/.local/state/crusades)")
     p.add_argument("--web", metavar="HOST:PORT", default="", help="where the web page listens (default: web.listen of hparams.toml)")
     p.add_argument("--accept-empty-state", action="store_true", help="set weights though the chain knows weights of ours and the state directory does not")
+    p.add_argument("--accept-foreign-weights", action="store_true",
+                   help="after a restored backup, or once a second validator with this hotkey is stopped: take the weights on chain for ours, this once")
     p.add_argument("--json-logs", action="store_true", help="log JSON lines (default: only under systemd)")
     return p
 
@@ -141,7 +143,8 @@ def configuration(arguments: argparse.Namespace) -> DaemonConfig:
     for secret in (settings.daemon.webhook_url, settings.daemon.heartbeat_url):  # their addresses are their passwords
         logs.redactor.add(secret)
     return DaemonConfig(hparams=settings, network=arguments.network, netuid=netuid, state_dir=state_dir, wallet=wallet, listen=arguments.web,
-                        hparams_path=arguments.hparams, accept_empty_state=arguments.accept_empty_state, parts=Parts(control=_baseline()))
+                        hparams_path=arguments.hparams, accept_empty_state=arguments.accept_empty_state,
+                        accept_foreign_weights=arguments.accept_foreign_weights, parts=Parts(control=_baseline()))
 
 
 def _ask(prompt: str) -> str:

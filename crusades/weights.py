@@ -16,9 +16,11 @@ from functools import partial
 
 import trio
 
-from crusades.chain_weights import OnChainWeights, WeightsPlan, Window, arrived, foreign_update, quantise, shares
+from crusades.chain_records import Sent
+from crusades.chain_weights import OnChainWeights, WeightsPlan, arrived, quantise, shares
 from crusades.context import Context
-from crusades.errors import ChainError, ChainIncompatible, MustNotRestart, OutcomeUnknown
+from crusades.errors import ChainError, ChainIncompatible, OutcomeUnknown
+from crusades.weights_ours import Ours
 
 log = logging.getLogger("crusades.weights")
 
@@ -90,11 +92,7 @@ def choose(s: Situation) -> Choice:
 class _Setter:
     """What the task remembers between heads."""
 
-    ours: list[Window] = field(default_factory=list)
-    """Where extrinsics of ours may be: everything that the store journalled, and what was there when we came."""
-    window: Window | None = None
-    included: int | None = None
-    """Of the newest of these that is not known to be final: where it may be, and the block that it was seen in."""
+    ours: Ours = field(default_factory=Ours)
     asked: dict[int, int] = field(default_factory=dict)
     """The last vector sent, by uid."""
     asked_block: int | None = None
@@ -104,7 +102,6 @@ class _Setter:
     """Why the last attempt failed, until the next one."""
     rehearsed_epoch: int = -1
     rehearsed_block: int | None = None
-    state_known: bool = True
     acquainted: bool = False
 
 
@@ -149,7 +146,7 @@ async def _look_and_act(ctx: Context, me: _Setter) -> str:
     held = await ctx.chain.read_weights()
     if not me.acquainted:
         await _acquaint(ctx, me, held)
-    await _beware(ctx, me, held)
+    await me.ours.beware(ctx, held)
     _show(ctx, held)
     await _read_back(ctx, me, held)
     vector, why_empty = await _vector(ctx)
@@ -171,51 +168,16 @@ def _situation(ctx: Context, me: _Setter, vector: Mapping[str, float], why_empty
     return Situation(
         block=held.block, vector=vector, why_empty=why_empty, on_chain_empty=not held.by_uid, on_chain_equal=plan is not None and arrived(plan.by_uid, held.by_uid),
         last_update=held.last_update if me.asked_block is not None or held.by_uid else 0, pending=held.pending_commits, tempo=held.tempo,
-        interval=ctx.hparams.chain.weights_interval, never_before=me.never_before, state_known=me.state_known, accept_empty_state=ctx.accept_empty_state)
+        interval=ctx.hparams.chain.weights_interval, never_before=me.never_before, state_known=me.ours.state_known, accept_empty_state=ctx.accept_empty_state)
 
 
 async def _acquaint(ctx: Context, me: _Setter, held: OnChainWeights) -> None:
-    """At the start: what the store says we sent, and what the chain says somebody sent."""
-    journal = await ctx.store.weights_journal()
-    me.ours = [Window(first, last) for first, last in journal]
+    """At the start: whose weights are on chain, and go on reading back what the last process sent."""
+    await me.ours.meet(ctx, held)
     last = await ctx.store.weights()
-    if last.asked_block is not None:  # go on reading back what the last process sent
+    if last.asked_block is not None:
         me.asked, me.asked_block, me.applied = dict(zip(*quantise(sorted(last.asked.items())), strict=True)), last.asked_block, last.applied_block is not None
-    if (registered := await _registered_at(ctx)) is not None:
-        me.ours.append(Window(registered, registered))
-    unknown = foreign_update(held.last_update, me.ours)
-    if unknown and not journal:
-        me.state_known = ctx.accept_empty_state
-        # Whoever set these did it before we came; from here on every other update is foreign.
-        me.ours.append(Window(held.last_update, held.last_update))
-        log.warning("the chain knows weights of ours from block %s, the store knows none%s", held.last_update, "; accepted as told" if me.state_known else ": held")
     me.acquainted = True
-
-
-def _narrow(ctx: Context, me: _Setter, held: OnChainWeights) -> None:
-    """Once the block that holds our weights is final, only that block is ours: another process that sends within the same
-    window is noticed. In doubt (a reorganisation moved them) the window stays as wide as it was."""
-    if me.included is None or ctx.board.finalized_block is None or ctx.board.finalized_block < me.included:
-        return
-    if held.last_update == me.included and me.window in me.ours:
-        me.ours[me.ours.index(me.window)] = Window(me.included, me.included)
-    me.included = None
-
-
-async def _beware(ctx: Context, me: _Setter, held: OnChainWeights) -> None:
-    _narrow(ctx, me, held)
-    if not foreign_update(held.last_update, me.ours):
-        return
-    if await _registered_at(ctx) == held.last_update:  # our hotkey was registered anew while we ran
-        me.ours.append(Window(held.last_update, held.last_update))
-        return
-    raise MustNotRestart(f"weights of hotkey {ctx.hotkey} were set in block {held.last_update}, and not by this process: another validator signs with "
-                         "the same hotkey. Nothing more is sent. Stop the other one, then start this one again.")
-
-
-async def _registered_at(ctx: Context) -> int | None:
-    """Registration sets LastUpdate too, and is no doppelganger."""
-    return next((neuron.registered_block for neuron in await ctx.chain.neurons() if neuron.hotkey == ctx.hotkey), None)
 
 
 def _show(ctx: Context, held: OnChainWeights) -> None:
@@ -275,15 +237,12 @@ async def _rehearse(ctx: Context, me: _Setter, plan: WeightsPlan | None, held: O
 
 
 async def _send(ctx: Context, me: _Setter, plan: WeightsPlan) -> None:
-    window = ctx.chain.window(plan)
-    by_uid = shares(plan.by_uid)
-    # In the journal before it is in the world: a crash between the two must not look like a doppelganger.
-    await ctx.store.record_weights(asked=by_uid, block=plan.block, first=window.first, last=window.last)
-    me.ours.append(window)
-    me.window, me.included = window, None
-    me.asked, me.asked_block, me.applied = plan.by_uid, plan.block, False
+    async def signed(sent: Sent) -> None:
+        await me.ours.signed(ctx, plan, sent)
+        me.asked, me.asked_block, me.applied = plan.by_uid, plan.block, False
+
     with trio.fail_after(ctx.hparams.chain.weights_deadline * 2 + 60.0):  # the adapter has its own deadline; this one catches a bug
-        outcome = await ctx.chain.set_weights(plan)
-    me.included = outcome.block
+        outcome = await ctx.chain.set_weights(plan, signed=signed)
+    me.ours.included(outcome.block)
     ctx.metrics.weights_attempts.labels(outcome="included").inc()
     log.info("weights are in block %s%s", outcome.block, ", sealed" if outcome.sealed else "")

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 import msgspec
 import trio
 
-from crusades.chain_records import ChainFacts, Head, Owner
-from crusades.chain_weights import Epoch, OnChainWeights, WeightsOutcome, WeightsPlan, Window, quantise
+from crusades.chain_records import ChainFacts, Head, Included, Owner, Sent, Unresolved
+from crusades.chain_send import ERA
+from crusades.chain_weights import Epoch, OnChainWeights, WeightsOutcome, WeightsPlan, quantise
 from crusades.errors import ChainError
 from crusades.records import Audit, Commitment, Neuron, Outcome, Payload, Run, SlotView, Source, Stage, Statistic, Status, Verdict, rejected
 from crusades.records import Reason as ReasonRecord
@@ -174,6 +175,12 @@ class FakeChain:
         """An exception that every read raises."""
         self.sent = []
         self.refused = ()
+        self.included = {}
+        """hash of an extrinsic → the block that holds it."""
+        self.slow_signing = 0
+        """Blocks that pass between the plan and the signature."""
+        self.applies = True
+        """False: weights are in a block and change nothing, as sealed ones that are never opened."""
         self.is_dev = True
         self.genesis = "0xfake"
         self.block_time = block_seconds
@@ -244,12 +251,21 @@ class FakeChain:
     async def rehearse(self, plan):
         await self._read()
 
-    @staticmethod
-    def window(plan):
-        return Window(plan.block + 1, plan.block + 20)
-
-    async def set_weights(self, plan):
+    async def set_weights(self, plan, *, signed=None):
         await self._read()
+        self.block += self.slow_signing
+        sent = Sent(hash=f"0x{len(self.sent)}", what="weights", first=self.block - self.lag + 1, last=self.block - self.lag + ERA)
+        if signed is not None:
+            await signed(sent)
         self.sent.append(plan.by_uid)
-        self.weights, self.last_update = dict(plan.by_uid), self.block + 1
+        self.included[sent.hash] = self.last_update = self.block + 1
+        if self.applies:
+            self.weights = dict(plan.by_uid)
         return WeightsOutcome(block=self.block + 1, block_hash="", extrinsic=f"{self.block + 1}-0", by_uid=plan.by_uid, sealed=False)
+
+    async def resolve(self, sent, *, final=False):
+        await self._read()
+        block = self.included[sent.hash]
+        if final and self.block - self.lag < block:
+            raise Unresolved("not final yet", sent)
+        return Included(block=block, block_hash="", extrinsic=f"{block}-0")

@@ -8,8 +8,8 @@ import pytest
 from crusades import validator
 from crusades.errors import ChainError, ConfigError, MustNotRestart, StateLocked, StoreError
 
-FLAGS = ["--accept-empty-state", "--help", "--hparams", "--json-logs", "--netuid", "--network", "--state-dir", "--version", "--wallet-hotkey",
-         "--wallet-name", "--wallet-path", "--wallet.hotkey", "--wallet.name", "--wallet.path", "--web", "-h"]  # fmt: skip
+FLAGS = ["--accept-empty-state", "--accept-foreign-weights", "--help", "--hparams", "--json-logs", "--netuid", "--network", "--state-dir", "--version",
+         "--wallet-hotkey", "--wallet-name", "--wallet-path", "--wallet.hotkey", "--wallet.name", "--wallet.path", "--web", "-h"]  # fmt: skip
 
 
 def test_the_list_of_flags_is_frozen():

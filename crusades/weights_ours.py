@@ -1,0 +1,102 @@
+"""Which updates of our weights are ours, and what follows from one that is not.
+
+The store journals where an extrinsic of ours may be before it leaves. When the chain shows an update anywhere else, either
+another process signs with this hotkey, or this state is older than the process that sent it (a restored backup). The chain
+cannot tell the two apart, so a person has to: the daemon ends, and `--accept-foreign-weights` takes that one update for ours.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+from crusades.chain_records import Failed, Pruned, Sent
+from crusades.chain_weights import OnChainWeights, WeightsPlan, Window, foreign_update, shares
+from crusades.context import Context
+from crusades.errors import ChainError, MustNotRestart
+
+log = logging.getLogger("crusades.weights")
+
+
+@dataclass
+class Ours:
+    """What is known of our own updates. Between two heads."""
+
+    windows: list[Window] = field(default_factory=list)
+    """Where extrinsics of ours may be: everything that the store journalled, and what was there when we came."""
+    sent: Sent | None = None
+    """The newest extrinsic of which the final place is not known yet."""
+    settled_from: int = 0
+    """The block whose finality makes it worth to look where that one is."""
+    state_known: bool = True
+    """False: the chain knows weights of ours and the store knows nothing: a lost disk, or the wrong folder."""
+    journalled: bool = False
+    """This state has sent weights, or was told to take an update for its own."""
+
+    async def meet(self, ctx: Context, held: OnChainWeights) -> None:
+        """At the start: what the store says we sent, and what the chain says somebody sent. MustNotRestart when they differ."""
+        journal = await ctx.store.weights_journal()
+        self.journalled = bool(journal)
+        self.windows = [Window(first, last) for first, last in journal]
+        if (registered := await _registered_at(ctx)) is not None:
+            self.windows.append(Window(registered, registered))
+        if not foreign_update(held.last_update, self.windows):
+            return
+        if journal and not ctx.accept_foreign_weights:
+            raise MustNotRestart(f"weights of hotkey {ctx.hotkey} were set in block {held.last_update}, and this state knows nothing of it: it is a restored "
+                                 "backup, or a second process signs with the same hotkey. Stop the second one if there is one; then start this one once "
+                                 "with --accept-foreign-weights.")
+        self.state_known = bool(journal) or ctx.accept_empty_state
+        # Whoever set these did it before we came; from here on every other update is foreign.
+        self.windows.append(Window(held.last_update, held.last_update))
+        log.warning("the chain knows weights of ours from block %s, the store does not%s", held.last_update, "; accepted as told" if self.state_known else ": held")
+        if self.state_known:  # kept, so that the next start needs no flag
+            await ctx.store.record_weights(asked=shares(held.by_uid), block=held.last_update, first=held.last_update, last=held.last_update)
+            self.journalled = True
+
+    async def beware(self, ctx: Context, held: OnChainWeights) -> None:
+        """At each head. Raises MustNotRestart for an update that nobody here sent."""
+        await self._narrow(ctx)
+        if not foreign_update(held.last_update, self.windows):
+            return
+        if await _registered_at(ctx) == held.last_update:  # our hotkey was registered anew while we ran
+            self.windows.append(Window(held.last_update, held.last_update))
+            return
+        raise MustNotRestart(f"weights of hotkey {ctx.hotkey} were set in block {held.last_update}, and not by this process: another validator signs with "
+                             "the same hotkey. Nothing more is sent. Stop the other one, then start this one once with --accept-foreign-weights.")
+
+    async def signed(self, ctx: Context, plan: WeightsPlan, sent: Sent) -> None:
+        """Journal an extrinsic that is signed and not sent yet: a crash between the two must not look like a second process."""
+        await ctx.store.record_weights(asked=shares(plan.by_uid), block=plan.block, first=sent.first, last=sent.last)
+        self.windows.append(Window(sent.first, sent.last))
+        self.sent, self.settled_from, self.journalled = sent, sent.last, True
+
+    def included(self, block: int) -> None:
+        """It was seen in this block, which may not be final yet."""
+        self.settled_from = block
+
+    async def _narrow(self, ctx: Context) -> None:
+        """Once it is final where our weights are, only that block is ours, so that another process that sent within the same
+        window is noticed. Asked of the chain and not taken from LastUpdate, which the other one may have moved."""
+        if self.sent is None or (ctx.board.finalized_block or 0) < self.settled_from:
+            return
+        sent = self.sent
+        try:
+            found = await ctx.chain.resolve(sent, final=True)
+        except Failed:
+            found = None  # it is there and had no effect
+        except Pruned:
+            self.sent = None  # too late to look: the window stays as wide as it was
+            return
+        except ChainError as error:
+            log.debug("where the weights are is looked up again at the next head: %s", error)
+            return
+        self.sent = None
+        self.windows = [window for window in self.windows if window != Window(sent.first, sent.last)]
+        if found is not None:
+            self.windows.append(Window(found.block, found.block))
+
+
+async def _registered_at(ctx: Context) -> int | None:
+    """Registration sets LastUpdate too, and is no second process."""
+    return next((neuron.registered_block for neuron in await ctx.chain.neurons() if neuron.hotkey == ctx.hotkey), None)
