@@ -11,6 +11,7 @@ from crusades import hparams
 from crusades.errors import SandboxFault
 from crusades.sandbox import cgroups, host, launch, seccomp
 from crusades.sandbox.advice import FIXES, advise
+from crusades.sandbox.identity import Identity
 from crusades.sandbox.output import Tail, printable
 from crusades.sandbox.policy import ENVIRONMENT, Limits, Mount, Policy, contestant_policy, gpu_mounts
 
@@ -20,8 +21,11 @@ def policy():
     return contestant_policy(hparams.Sandbox())
 
 
-def words(policy, argv=("prog",), extra=(), group=None):
-    return launch.command(policy, argv, extra, files={m.inside: 11 for m in policy.mounts if m.kind == "text"}, seccomp=12, status=13, group=group)
+US = Identity(1000)
+
+
+def words(policy, argv=("prog",), extra=(), group=None, who=US):
+    return launch.command(policy, argv, extra, files={m.inside: 11 for m in policy.mounts if m.kind == "text"}, seccomp=12, status=13, group=group, who=who)
 
 
 def test_every_mount_has_a_reason(policy):
@@ -45,6 +49,13 @@ def test_cgroups_come_first(policy):
     group = cgroups.Group("v2", {"memory": cgroups.Path("/g")})
     line = words(policy, group=group)
     assert line[4:6] == ["/g/cgroup.procs", "--"]
+
+
+def test_another_user_comes_after_the_cgroups_and_before_bubblewrap(policy):
+    """Only root may enter a cgroup; nothing of bubblewrap runs as root."""
+    line = words(policy, group=cgroups.Group("v2", {"memory": cgroups.Path("/g")}), who=Identity(65520, ("nsenter", "--setuid", "65520", "--")))
+    assert line[5:10] == ["--", "nsenter", "--setuid", "65520", "--"]
+    assert line[10].endswith("bwrap")
 
 
 def test_everything_is_bound_read_only_but_devices(policy):

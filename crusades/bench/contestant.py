@@ -96,7 +96,8 @@ class Contestant:
 def start_contestant(config: SlotConfig, channel: socket.socket, node: int | None) -> Contestant:
     """Spawn a contestant with `channel` as its only door, on card /dev/nvidia`node` or on none, from the trio thread
     (design.md §3). Raises SandboxFault."""
-    directory = tempfile.TemporaryDirectory(prefix="contestant-", dir=config.workdir)
+    # A sandbox that root starts is another user's, who cannot enter a folder of root's; what will lie in it is public.
+    directory = tempfile.TemporaryDirectory(prefix="contestant-", dir=None if config.sandboxed and os.geteuid() == 0 else config.workdir)
     Path(directory.name).chmod(0o755)
     if not config.sandboxed:
         note = "no sandbox: this process could have done anything to this machine and to the measurement"

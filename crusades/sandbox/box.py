@@ -15,6 +15,7 @@ import trio
 
 from crusades.errors import SandboxFault
 from crusades.sandbox.cgroups import Group
+from crusades.sandbox.identity import Identity
 from crusades.sandbox.output import Tail
 from crusades.sandbox.policy import Limits
 
@@ -50,15 +51,15 @@ class Box:
     """
 
     def __init__(
-        self, process: subprocess.Popen[bytes], init: int, pid: int, output: int, status: int, group: Group | None, limits: Limits,
-        enforced: dict[str, str], *, reported: bytes = b"",
+        self, process: subprocess.Popen[bytes], init: int, pid: int, output: int, status: int, group: Group | None, who: Identity,
+        limits: Limits, enforced: dict[str, str], *, reported: bytes = b"",
     ) -> None:  # fmt: skip
         self.pid = pid
         """Host pid of the namespace's init."""
         self.limits = enforced
         """What is bounded by what."""
         self._process, self._init, self._output, self._status = process, init, output, status
-        self._group, self._sizes = group, limits
+        self._group, self._who, self._sizes = group, who, limits
         self._reported = reported
         """What bubblewrap had reported beside the pid when we met."""
         self._tail = Tail(limits.output_bytes)
@@ -191,6 +192,7 @@ class Box:
         self._cgroup_gone()
         for descriptor in (self._init, self._output, self._status):
             os.close(descriptor)
+        self._who.release()
         self._gone.set()
 
 

@@ -122,6 +122,11 @@ def library_path() -> dict[str, str]:
     return {"LD_LIBRARY_PATH": ":".join(parts)} if parts else {}
 
 
+def outer_environment() -> dict[str, str]:
+    """What the shell and bubblewrap themselves see: no secret of the daemon's, and the libraries of a bubblewrap that was brought along."""
+    return {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ} | {"PATH": "/usr/bin:/bin"}
+
+
 def _real(path: str) -> str:
     return os.path.realpath(path)
 

@@ -15,8 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from crusades.errors import SandboxFault
-from crusades.sandbox import cgroups
+from crusades.sandbox import cgroups, host
 from crusades.sandbox.box import Box, ExitStatus, read_now
+from crusades.sandbox.identity import Identity, take
 from crusades.sandbox.policy import CHANNEL_FD, NOBODY, PROC_STEERING, Limits, Mount, Policy
 from crusades.sandbox.seccomp import compile_filter
 
@@ -37,36 +38,39 @@ def spawn(policy: Policy, argv: Sequence[str], *, channel: socket.socket, mounts
     for about 10 ms. `channel` stays the caller's, who closes it. Raises SandboxFault when the sandbox cannot be built.
     """
     extra = tuple(Mount(inside, "given by the caller", str(host)) for host, inside in (mounts or {}).items())
+    bwrap = bwrap_path(policy)
     found = cgroups.hierarchy()
     group = cgroups.create(found, policy.limits)
     if group is None and policy.require_cgroup:
         raise SandboxFault(f"memory and pids cgroups are mandatory for root, and there are none: {found.why}")
-    enforced = enforcement(policy.limits, group)
+    who = take([m.host for m in (*policy.mounts, *extra) if m.kind in ("ro", "device")], gpu=policy.gpu, bwrap=bwrap)
+    enforced = enforcement(policy.limits, group) | {"user": who.told()}
     try:
         with _descriptors() as keep:
             output, output_inside = keep.pipe(passed=False)  # passed as 1 and 2
             status, status_inside = keep.pipe(passed=True)
             files = {m.inside: keep.text(m.host) for m in policy.mounts if m.kind == "text"}
-            arguments = command(policy, argv, extra, files=files, seccomp=keep.own(compile_filter(policy)), status=status_inside, group=group)
+            arguments = command(policy, argv, extra, files=files, seccomp=keep.own(compile_filter(policy)), status=status_inside, group=group, who=who)
             process = subprocess.Popen(
                 arguments, stdin=channel.fileno(), stdout=output_inside, stderr=output_inside, pass_fds=keep.passed(),
-                env=_outer_environment(), cwd="/", start_new_session=True,
+                env=host.outer_environment(), cwd="/", start_new_session=True,
             )  # fmt: skip
             keep.release(output, status)
     except OSError as error:
-        _discard(group)
+        _discard(group, who)
         raise SandboxFault(f"cannot start the sandbox: {error}") from error
     except SandboxFault:
-        _discard(group)
+        _discard(group, who)
         raise
-    return _meet(process, output, status, group, policy.limits, enforced)
+    return _meet(process, output, status, group, who, policy.limits, enforced)
 
 
 def command(
-    policy: Policy, argv: Sequence[str], extra: Sequence[Mount], *, files: Mapping[str, int], seccomp: int, status: int, group: cgroups.Group | None
-) -> list[str]:
+    policy: Policy, argv: Sequence[str], extra: Sequence[Mount], *, files: Mapping[str, int], seccomp: int, status: int,
+    group: cgroups.Group | None, who: Identity,
+) -> list[str]:  # fmt: skip
     """The whole command line, in the order in which the walls go up: cgroups, namespaces, identity, files, filter, program."""
-    arguments = ["/bin/sh", "-c", SHIM, "sandbox", *(group.entrances() if group else ()), "--", bwrap_path(policy)]
+    arguments = ["/bin/sh", "-c", SHIM, "sandbox", *(group.entrances() if group else ()), "--", *who.words, bwrap_path(policy)]
     arguments += ["--die-with-parent", "--new-session"]
     arguments += ["--unshare-all", "--unshare-user", "--disable-userns", "--hostname", "sandbox"]
     arguments += ["--uid", str(NOBODY), "--gid", str(NOBODY), "--cap-drop", "ALL"]
@@ -199,17 +203,15 @@ def _descriptors() -> Iterator[_Descriptors]:
         yield _Descriptors(stack)
 
 
-def _outer_environment() -> dict[str, str]:
-    """What the shell and bubblewrap themselves see: no secret of the daemon's, and the libraries of a bubblewrap that was brought along."""
-    return {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ} | {"PATH": "/usr/bin:/bin"}
-
-
-def _discard(group: cgroups.Group | None) -> None:
+def _discard(group: cgroups.Group | None, who: Identity) -> None:
+    who.release()
     if group is not None:
         group.remove()
 
 
-def _meet(process: subprocess.Popen[bytes], output: int, status: int, group: cgroups.Group | None, limits: Limits, enforced: dict[str, str]) -> Box:
+def _meet(
+    process: subprocess.Popen[bytes], output: int, status: int, group: cgroups.Group | None, who: Identity, limits: Limits, enforced: dict[str, str]
+) -> Box:
     """Wait until bubblewrap has named the namespace's init, and hold that by a pidfd: from here on nothing can get lost."""
     first, rest = _first_line(status)
     try:
@@ -221,9 +223,9 @@ def _meet(process: subprocess.Popen[bytes], output: int, status: int, group: cgr
         said = read_now(output).decode("utf-8", "replace").strip()
         os.close(output)
         os.close(status)
-        _discard(group)
+        _discard(group, who)
         raise SandboxFault(f"the sandbox did not start: {said or 'bubblewrap said nothing'}; `crusades doctor` names what is missing") from None
-    return Box(process, init, pid, output, status, group, limits, enforced, reported=rest)
+    return Box(process, init, pid, output, status, group, who, limits, enforced, reported=rest)
 
 
 def _hold(init: int, process: subprocess.Popen[bytes]) -> int:
