@@ -75,9 +75,11 @@ async def main(arguments):
                 process.send_signal(15)
                 await ended(process)
             lab.check()
-    print(json.dumps(report(samples, stalls, arguments)))
+            named = re.findall(r"watch: (.* held the event loop .*)", (lab.folder / "daemon.log").read_text())
+    told = report(samples, stalls, arguments) | {"named_stalls": named}
+    print(json.dumps(told))
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps(report(samples, stalls, arguments)) + "\n")  # noqa: ASYNC240 - everything is over
+        Path(arguments.json).write_text(json.dumps(told) + "\n")  # noqa: ASYNC240 - everything is over
 
 
 def report(samples, stalls, arguments):

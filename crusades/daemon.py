@@ -12,6 +12,7 @@ Every loop retries named exceptions with named delays; anything else leaves the 
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from crusades.records import Finding
 from crusades.rulebook import Rulebook, Rules
 from crusades.slots import Seat, SlotState
 from crusades.watch import NEEDED, tell_people, tell_viewers, watch
-from crusades.watchdog import Health, forget_systemd, notify
+from crusades.watchdog import Health, forget_systemd, leave_within, notify
 from crusades.weights import set_weights
 
 __all__ = ["DaemonConfig", "Parts", "Started", "make_context", "run", "serve"]
@@ -46,6 +47,10 @@ FIRST_CHECK_RETRY = 2.0
 """Seconds between attempts to ask a node, whose name does not tell, which chain it serves."""
 WEB_GRACE = 3.0
 """Seconds that open connections of viewers get at the very end."""
+LAST_RESORT = 45.0
+"""Seconds after the grace of an evaluation at which a shutdown that hangs ends the process: before systemd's TimeoutStopSec."""
+AT_ONCE = 5.0
+"""The same after a second signal."""
 
 
 # ------------------------------------------------------------------------------------------------ the tree
@@ -150,7 +155,10 @@ class Reins:
 async def listen_to_signals(
     reins: Reins, config: DaemonConfig, everything: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """SIGTERM and SIGINT stop in stages, a second one (or one during the start) at once; SIGHUP reloads what is safe to reload."""
+    """SIGTERM and SIGINT stop in stages, a second one (or one during the start) at once; SIGHUP reloads what is safe to reload.
+
+    A shutdown that hangs all the same, in a thread or in a library, ends after a bound: the store is safe against that.
+    """
     if not config.handle_signals:
         task_status.started()
         return
@@ -162,10 +170,12 @@ async def listen_to_signals(
                     reload_settings(reins.context, config)
             elif reins.context is None or config.stop.is_set():
                 log.warning("%s: stopping at once", signal.Signals(number).name)
+                leave_within(AT_ONCE)
                 config.stop.set()
                 everything.cancel()
             else:
                 log.info("%s", signal.Signals(number).name)
+                leave_within(reins.context.hparams.daemon.shutdown_grace + LAST_RESORT)
                 config.stop.set()
 
 
@@ -223,6 +233,7 @@ async def is_dev(config: DaemonConfig, chain: Any) -> bool:
             return bool((await chain.check()).is_dev)
         except ChainError as error:
             log.warning("waiting for the node at %s: %s", config.network, error)
+            notify(f"STATUS=PROBLEM waiting for the node: {redactor.clean(str(error))}")
             await trio.sleep(FIRST_CHECK_RETRY)
 
 
@@ -247,13 +258,17 @@ def make_context(config: DaemonConfig, store: Any, chain: Any, *, is_dev: bool) 
 
 
 async def load_early(loaded: trio.Event) -> None:
-    """`_load_early` beside the first words with the chain."""
-    await trio.to_thread.run_sync(_load_early)
+    """`_load_early` beside the first words with the chain. A start that fails or is stopped does not wait for it."""
+    await trio.to_thread.run_sync(_load_early, abandon_on_cancel=True)
     loaded.set()
 
 
 def _load_early() -> None:
-    """What takes its time at the first use, before anybody measures the event loop: imports and the certificates of TLS."""
+    """What takes its time at the first use, before anybody measures the event loop: imports and the certificates of TLS.
+
+    The hundred thousand objects of the imports live as long as we do; frozen, they are not walked through again by each full
+    collection, which would hold the event loop for 60 ms.
+    """
     import crusades.bench.evaluate
     import crusades.rules_apart
     import crusades.scoring
@@ -261,6 +276,8 @@ def _load_early() -> None:
     from crusades.fetch import tls_context
 
     tls_context()
+    gc.collect()
+    gc.freeze()
 
 
 def _judge(config: Any) -> Any:

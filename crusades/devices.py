@@ -86,16 +86,16 @@ async def watch_devices(ctx: Context, config: DaemonConfig, found: trio.MemorySe
                 ctx.show(ctx.seats[name])
                 await found.send((ctx.seats[name], slot_config(config, ctx, name, index)))
         for name, index in wanted.items():
-            if name != "cpu" and (sample := await trio.to_thread.run_sync(nvml.glance, index)) is not None:
+            if name != "cpu" and (sample := await trio.to_thread.run_sync(nvml.glance, index, abandon_on_cancel=True)) is not None:
                 ctx.metrics.show_card(name, sample)
         await trio.sleep(DEVICE_LOOK)
 
 
 async def _wanted_slots(ctx: Context, config: DaemonConfig) -> dict[str, int]:
-    # Never a quiet fall-back to the CPU: a model made for a card would freeze the machine.
+    # Abandoned when we stop: a driver that hangs never answers. Never a quiet fall-back to the CPU: a model made for a card would freeze the machine.
     if ctx.hparams.profile(ctx.profile_name).device == "cpu":
         return {"cpu": 0}
-    return {device.slot: device.index for device in await trio.to_thread.run_sync(config.parts.devices)}
+    return {device.slot: device.index for device in await trio.to_thread.run_sync(config.parts.devices, abandon_on_cancel=True)}
 
 
 def slot_config(config: DaemonConfig, ctx: Context, name: str, index: int) -> object:

@@ -7,9 +7,11 @@ late. A subsystem that waits for the outside on purpose (a node that is down) st
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -102,6 +104,17 @@ class Stalls(trio.abc.Instrument):
         """The longest step since the last call."""
         longest, self._longest = self._longest, 0.0
         return longest
+
+
+# ------------------------------------------------------------------------------------------------ a shutdown that hangs
+
+
+def leave_within(seconds: float) -> None:
+    """After so long, whatever still hangs then: every thread's stack to stderr, and exit code 1. The newest call counts.
+
+    By a thread of the interpreter's that needs no lock of ours: it also ends a process that waits for threads at its exit.
+    """
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or sys.stderr)
 
 
 # ------------------------------------------------------------------------------------------------ systemd

@@ -7,6 +7,9 @@ import dataclasses
 import itertools
 import os
 import signal
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import msgspec
@@ -17,7 +20,7 @@ from fakes import FakeJudge, make_commitment, make_source
 
 from crusades import hparams, logs
 from crusades.alerts import Alert
-from crusades.daemon import Reins, listen_to_signals, reload_settings
+from crusades.daemon import AT_ONCE, LAST_RESORT, Reins, is_dev, listen_to_signals, load_early, reload_settings
 from crusades.errors import ChainError, ConfigError, FetchFault, MustNotRestart, RefereeFault, SandboxFault, StoreError
 from crusades.intake import FIRST_RETRY, Retries
 from crusades.nvml import Device
@@ -946,7 +949,15 @@ async def test_viewers_hear_of_slots_and_blocks(house, autojump_clock):
     assert [event for event in events if event.kind == "block"]
 
 
-async def test_a_signal_during_the_start_ends_it_at_once(house, autojump_clock):
+@pytest.fixture
+def bounds(monkeypatch):
+    """After how many seconds the process would have been ended, in place of ending it."""
+    seconds = []
+    monkeypatch.setattr("crusades.daemon.leave_within", seconds.append)
+    return seconds
+
+
+async def test_a_signal_during_the_start_ends_it_at_once(house, autojump_clock, bounds):
     config = dataclasses.replace(house.config(trio.Event()), handle_signals=True)
     async with trio.open_nursery() as nursery:
         await nursery.start(listen_to_signals, Reins(), config, nursery.cancel_scope)
@@ -954,6 +965,57 @@ async def test_a_signal_during_the_start_ends_it_at_once(house, autojump_clock):
         await trio.sleep(3600)
     assert config.stop.is_set()
     assert nursery.cancel_scope.cancelled_caught
+    assert bounds == [AT_ONCE]
+
+
+async def test_a_shutdown_that_hangs_has_a_bound_and_a_second_signal_a_short_one(house, autojump_clock, bounds):
+    async with house.running() as ctx, trio.open_nursery() as nursery:
+        config = dataclasses.replace(house.config(trio.Event()), handle_signals=True)
+        await nursery.start(listen_to_signals, Reins(ctx), config, nursery.cancel_scope)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+            await trio.sleep(1)
+    assert bounds == [ctx.hparams.daemon.shutdown_grace + LAST_RESORT, AT_ONCE]
+
+
+async def test_a_start_that_is_stopped_does_not_wait_for_imports(monkeypatch):
+    done, begun = threading.Event(), threading.Event()
+    monkeypatch.setattr("crusades.daemon._load_early", lambda: (begun.set(), done.wait()))
+    try:
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(load_early, trio.Event())
+                await trio.to_thread.run_sync(begun.wait)
+                nursery.cancel_scope.cancel()
+    finally:
+        done.set()
+
+
+def test_what_was_imported_is_not_walked_through_by_every_collection():
+    program = "import gc; from crusades.daemon import _load_early; _load_early(); print(gc.get_freeze_count())"
+    frozen = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120).stdout
+    assert int(frozen) > 50_000
+
+
+async def test_a_driver_that_hangs_does_not_hold_up_the_stop(house):
+    done, begun = threading.Event(), threading.Event()
+    house.settings = msgspec.structs.replace(house.settings, competition=msgspec.structs.replace(house.settings.competition, dev_profile="qwen2.5-3b"))
+    house.parts["devices"] = lambda: (begun.set(), done.wait(), ())[2]
+    try:
+        with trio.fail_after(60):
+            async with house.running():
+                await trio.to_thread.run_sync(begun.wait)
+    finally:
+        done.set()
+
+
+async def test_while_the_node_must_say_which_chain_it_is_systemd_is_told(house, autojump_clock, monkeypatch):
+    told = []
+    monkeypatch.setattr("crusades.daemon.notify", told.append)
+    house.chain.failing = ChainError("nobody answers")
+    with trio.move_on_after(10):
+        await is_dev(dataclasses.replace(house.config(trio.Event()), network="ws://node.example"), house.chain)
+    assert told[0] == "STATUS=PROBLEM waiting for the node: nobody answers"
 
 
 def test_a_download_that_was_given_up_early_or_withdrawn_is_not_waited_for():

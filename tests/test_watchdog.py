@@ -2,6 +2,8 @@
 
 import json
 import socket
+import subprocess
+import sys
 import time
 
 import httpx
@@ -97,6 +99,19 @@ def test_the_status_line_says_what_a_person_wants_first():
     assert status_line(board, "", {}).endswith("warming cpu")
     board.problems["chain"] = "node down"
     assert status_line(board, "", {}).startswith("PROBLEM chain: node down")
+
+
+def test_a_process_that_hangs_at_its_exit_says_where_and_ends():
+    """Python waits at its exit for threads that are no daemons, as asyncio's are that ask for addresses."""
+    program = """
+import threading
+from crusades.watchdog import leave_within
+leave_within(0.2)
+threading.Thread(target=threading.Event().wait, name="stuck").start()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert "threading.py" in ended.stderr
 
 
 # ------------------------------------------------------------------------------------------------ people
