@@ -1,7 +1,7 @@
-"""`crusades store backup | restore | export | import | verify`: what an operator does to a state directory.
+"""`crusades store backup | restore | export | import | verify | requeue`: what an operator does to a state directory.
 
-`backup`, `export` and `verify` may run beside a validator: they read one consistent snapshot. `restore` and `import` take
-the lock and are refused while one runs. These are one-shot programs, so they use SQLite directly, without the bridge.
+`backup`, `export` and `verify` may run beside a validator: they read one consistent snapshot. The others take the lock and
+are refused while one runs. These are one-shot programs, so they use SQLite directly, without the bridge.
 
     run_backup(state_dir, out=None, keep=None) -> Path            run_export(state_dir, out) -> int (submissions)
     run_restore(backup, state_dir) -> Path | None (what was there) run_import(file, state_dir) -> Imported
@@ -245,6 +245,11 @@ def _do(arguments: argparse.Namespace, state_dir: Path) -> tuple[str, dict[str, 
             got = run_import(arguments.file, state_dir)
             words = f"imported into {state_dir}: {got.added} submissions added, {got.updated} brought further, {got.kept} left as they are"
             return words, {"added": got.added, "updated": got.updated, "kept": got.kept}
+        case "requeue":
+            from crusades.store_requeue import run_requeue  # here: the others need no event loop
+
+            run_requeue(state_dir, arguments.id)
+            return f"submission {arguments.id} is queued again, in front; start the validator", {"requeued": arguments.id}
         case _:
             path = arguments.file or state_dir
             found = run_verify(path)
@@ -252,7 +257,7 @@ def _do(arguments: argparse.Namespace, state_dir: Path) -> tuple[str, dict[str, 
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="crusades store", description="Back up, restore, export, import or verify a validator's state.")
+    parser = argparse.ArgumentParser(prog="crusades store", description="Back up, restore, export, import or verify a validator's state; queue a faulted submission again.")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--state-dir", type=Path, metavar="DIR", help="the validator's state directory (default: systemd's, else the only one there is)")
     common.add_argument("--json", action="store_true", help="print one JSON document instead of text")
@@ -267,6 +272,8 @@ def _parser() -> argparse.ArgumentParser:
     import_.add_argument("file", type=Path)
     verify = commands.add_parser("verify", parents=[common], help="check the file and every rule that the store keeps")
     verify.add_argument("file", type=Path, nargs="?", help="a backup to check instead of the state directory")
+    requeue = commands.add_parser("requeue", parents=[common], help="judge a faulted submission again, once the fault is mended; the validator must be stopped")
+    requeue.add_argument("id", metavar="ID", help="the submission's")
     return parser
 
 
