@@ -61,7 +61,7 @@ def alerts(facts: Facts) -> list[Alert]:
     if facts.weights_age_tempos is not None and facts.weights_age_tempos > WEIGHTS_LATE_TEMPOS:
         say("weights-old", f"our weights on chain are {facts.weights_age_tempos:.1f} tempos old; cause: {facts.weights_cause or 'unknown, see the log'}")
     if facts.weights_equal is False:
-        say("weights-differ", "the chain holds other weights than those we asked for")
+        say("weights-differ", "weights are sent, and for longer than sealed ones take the chain has held nothing that we asked for")
     found += [Alert(key=f"slot-{slot}", text=f"slot {slot} is out of service: {why or 'unknown'}") for slot, why in sorted(facts.slots_out.items())]
     if facts.devices_problem:
         say("no-device", facts.devices_problem)

@@ -245,7 +245,7 @@ def _mine(commits: Any, hotkey: str) -> int:
 
 async def own_weights(state: State, netuid: int, hotkey: str) -> OnChainWeights:
     """Our row of the weight matrix, when it was last touched, and what is still sealed."""
-    uid, updates, tempo = await state.read((SUBTENSOR, "Uids", netuid, hotkey), (SUBTENSOR, "LastUpdate", netuid), (SUBTENSOR, "Tempo", netuid))
+    uid, updates, tempo, period = await state.read((SUBTENSOR, "Uids", netuid, hotkey), *((SUBTENSOR, item, netuid) for item in ("LastUpdate", "Tempo", "RevealPeriodEpochs")))
     keys = await state.keys(SUBTENSOR, "TimelockedWeightCommits", netuid)
     sealed = await state.raw(keys)
     pending = sum(_mine(state.decode(SUBTENSOR, "TimelockedWeightCommits", value), hotkey) for value in sealed.values() if value is not None)
@@ -254,7 +254,7 @@ async def own_weights(state: State, netuid: int, hotkey: str) -> OnChainWeights:
         pairs, = await state.read((SUBTENSOR, "Weights", netuid, uid))
     updated = int(updates[uid]) if uid is not None and uid < len(updates) else 0
     return OnChainWeights(block=state.number, uid=uid, by_uid={int(u): int(w) for u, w in pairs}, last_update=updated,
-                          pending_commits=pending, tempo=int(tempo))
+                          pending_commits=pending, tempo=int(tempo), reveal_period=int(period or 1))
 
 
 # ------------------------------------------------------------------------------------------------ the miner's side

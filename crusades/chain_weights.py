@@ -112,6 +112,8 @@ class OnChainWeights(Record, frozen=True, kw_only=True):
     pending_commits: int
     """Sealed weights of ours that are not opened yet."""
     tempo: int = 360
+    reveal_period: int = 1
+    """Epochs until sealed weights are opened."""
 
     @property
     def age_blocks(self) -> int | None:

@@ -64,6 +64,7 @@ class Metrics:
         self.weights_age_blocks = self._gauge("weights_age_blocks", "Blocks since the chain's last update of our weights")
         self.weights_age_tempos = self._gauge("weights_age_tempos", "The same in tempos: two is late, twelve is out of consensus")
         self.weights_equal = self._gauge("weights_equal", "1 when the chain holds the vector that we asked for, as read back")
+        self.weights_overdue = self._gauge("weights_overdue", "1 when nothing that we asked for has been on chain for longer than sealed weights take")
         self.weights_held = self._gauge("weights_held", "1 while weights are held on purpose")
         self.weights_attempts = self._counter("weights_attempts_total", "Attempts to set weights", "outcome")
         self.rehearsals = self._counter("weights_rehearsals_total", "Pre-flights without sending, one each epoch", "result")

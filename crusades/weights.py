@@ -21,6 +21,7 @@ from crusades.chain_weights import OnChainWeights, WeightsPlan, arrived, quantis
 from crusades.context import Context
 from crusades.errors import ChainError, ChainIncompatible, OutcomeUnknown
 from crusades.weights_ours import Ours
+from crusades.weights_proof import Proof
 
 log = logging.getLogger("crusades.weights")
 
@@ -48,6 +49,8 @@ class Situation:
     """The chain holds exactly this vector already."""
     last_update: int
     pending: int
+    on_its_way: bool
+    """Exactly this vector is sealed and waits to be opened."""
     tempo: int
     interval: int
     never_before: int = -1
@@ -68,8 +71,8 @@ class Choice:
 def choose(s: Situation) -> Choice:
     """Whether to send now.
 
-    Equal weights are sent again once each tempo, because a validator whose last update is old leaves consensus; a changed
-    vector goes out as soon as the interval allows.
+    Equal weights, and such as are sealed already, are sent again once each tempo, because a validator whose last update is
+    old leaves consensus; a changed vector goes out as soon as the interval allows.
     """
     if not s.state_known and not s.accept_empty_state:
         return Choice(False, "the chain holds weights of this hotkey, and the state directory knows of none: restore it, or start once with --accept-empty-state")
@@ -82,7 +85,7 @@ def choose(s: Situation) -> Choice:
     if not due or (s.pending and s.on_chain_empty):
         return Choice(False)
     stale = since is None or since >= s.tempo
-    return Choice(stale or not s.on_chain_equal)
+    return Choice(stale or not (s.on_chain_equal or s.on_its_way))
 
 
 # ------------------------------------------------------------------------------------------------ the task
@@ -93,10 +96,7 @@ class _Setter:
     """What the task remembers between heads."""
 
     ours: Ours = field(default_factory=Ours)
-    asked: dict[int, int] = field(default_factory=dict)
-    """The last vector sent, by uid."""
-    asked_block: int | None = None
-    applied: bool = False
+    proof: Proof = field(default_factory=Proof)
     never_before: int = -1
     trouble: str = ""
     """Why the last attempt failed, until the next one."""
@@ -167,7 +167,8 @@ async def _look_and_act(ctx: Context, me: _Setter) -> str:
 def _situation(ctx: Context, me: _Setter, vector: Mapping[str, float], why_empty: str, plan: WeightsPlan | None, held: OnChainWeights) -> Situation:
     return Situation(
         block=held.block, vector=vector, why_empty=why_empty, on_chain_empty=not held.by_uid, on_chain_equal=plan is not None and arrived(plan.by_uid, held.by_uid),
-        last_update=held.last_update if me.asked_block is not None or held.by_uid else 0, pending=held.pending_commits, tempo=held.tempo,
+        on_its_way=plan is not None and bool(held.pending_commits) and plan.by_uid == me.proof.asked,
+        last_update=held.last_update if me.proof.asked_block is not None or held.by_uid else 0, pending=held.pending_commits, tempo=held.tempo,
         interval=ctx.hparams.chain.weights_interval, never_before=me.never_before, state_known=me.ours.state_known, accept_empty_state=ctx.accept_empty_state)
 
 
@@ -176,7 +177,7 @@ async def _acquaint(ctx: Context, me: _Setter, held: OnChainWeights) -> None:
     await me.ours.meet(ctx, held)
     last = await ctx.store.weights()
     if last.asked_block is not None:
-        me.asked, me.asked_block, me.applied = dict(zip(*quantise(sorted(last.asked.items())), strict=True)), last.asked_block, last.applied_block is not None
+        me.proof.resume(dict(zip(*quantise(sorted(last.asked.items())), strict=True)), last.asked_block, applied=last.applied_block is not None)
     me.acquainted = True
 
 
@@ -189,14 +190,16 @@ def _show(ctx: Context, held: OnChainWeights) -> None:
 
 async def _read_back(ctx: Context, me: _Setter, held: OnChainWeights) -> None:
     """Whether the chain holds what was asked; the first head at which it does is where it was applied."""
-    if me.asked_block is None:
+    if me.proof.asked_block is None:
         return
-    equal = arrived(me.asked, held.by_uid)
+    equal, overdue = me.proof.look(held), me.proof.overdue(held)
     ctx.metrics.weights_equal.set(equal)
-    overdue = held.pending_commits == 0 and held.block - me.asked_block > 2 * held.tempo
+    ctx.metrics.weights_overdue.set(bool(overdue))
     ctx.weights_equal = True if equal else False if overdue else None  # sealed weights apply an epoch later: no alarm before
-    if equal and not me.applied:
-        me.applied = True
+    ctx.problem("weights on chain", f"for {overdue} blocks the chain has held no vector that we asked for, though they are sent: look at /api/v1/weights and the "
+                                    "log, and whether the subnet's commit-reveal settings have changed" if overdue else "")
+    if equal and not me.proof.applied:
+        me.proof.applied = True
         log.info("weights are applied, as read back at block %s", held.block)
     await ctx.store.record_on_chain(on_chain=shares(held.by_uid), equal=equal, block=held.block, age_blocks=held.age_blocks)
 
@@ -239,7 +242,7 @@ async def _rehearse(ctx: Context, me: _Setter, plan: WeightsPlan | None, held: O
 async def _send(ctx: Context, me: _Setter, plan: WeightsPlan) -> None:
     async def signed(sent: Sent) -> None:
         await me.ours.signed(ctx, plan, sent)
-        me.asked, me.asked_block, me.applied = plan.by_uid, plan.block, False
+        me.proof.ask(plan.by_uid, plan.block)
 
     with trio.fail_after(ctx.hparams.chain.weights_deadline * 2 + 60.0):  # the adapter has its own deadline; this one catches a bug
         outcome = await ctx.chain.set_weights(plan, signed=signed)

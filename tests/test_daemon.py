@@ -755,6 +755,20 @@ async def test_weights_sent_by_the_last_process_are_still_read_back(house, autoj
     assert len(house.chain.sent) == 1
 
 
+async def test_weights_that_are_sent_and_never_applied_are_a_problem_however_often_they_are_sent(house, autojump_clock):
+    commit(house, "# mfu 40")
+    async with house.running() as ctx:
+        await weights_set(house, {2: 65535})
+        house.chain.applies, house.chain.pending = False, 1
+        commit(house, "# mfu 45", hotkey="5Miner3", uid=3, block=40)
+        await trio.sleep(100 * house.chain.block_seconds)
+        assert len(house.chain.sent) >= 4
+        assert "no vector that we asked for" in ctx.board.problems["weights on chain"]
+        assert ctx.weights_equal is False
+        house.chain.weights = {3: 65535}
+        await eventually(lambda: not ctx.board.problems)
+
+
 async def test_a_refused_vector_is_held_with_the_chains_reason(house, autojump_clock):
     house.chain.refused = ("uid 1 holds no validator permit",)
     commit(house, "# mfu 40")

@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
+from crusades.chain_weights import OnChainWeights
 from crusades.weights import Situation, choose
+from crusades.weights_proof import Proof
 
-FINE = Situation(block=1000, vector={"5Leader": 1.0}, why_empty="", on_chain_empty=False, on_chain_equal=False, last_update=800, pending=0, tempo=360, interval=100)
+FINE = Situation(block=1000, vector={"5Leader": 1.0}, why_empty="", on_chain_empty=False, on_chain_equal=False, last_update=800, pending=0, on_its_way=False, tempo=360, interval=100)
 
 
 def test_a_changed_vector_is_sent_when_the_interval_has_passed():
@@ -26,6 +28,13 @@ def test_sealed_weights_that_wait_to_be_opened_are_not_sent_again():
     assert not choose(replace(FINE, on_chain_empty=True, pending=1)).send
 
 
+def test_the_vector_that_is_sealed_already_is_sent_again_after_a_tempo_only():
+    sealed = replace(FINE, pending=1, on_its_way=True)
+    assert not choose(sealed).send
+    assert choose(replace(sealed, last_update=600)).send
+    assert choose(replace(sealed, on_its_way=False)).send
+
+
 def test_after_a_failure_it_waits_in_silence():
     assert choose(replace(FINE, never_before=1001)) == choose(replace(FINE, never_before=1001, on_chain_equal=True))
     assert not choose(replace(FINE, never_before=1001)).send
@@ -40,3 +49,49 @@ def test_an_unknown_state_holds_until_a_person_accepts_it():
     lost = replace(FINE, state_known=False)
     assert "--accept-empty-state" in choose(lost).held
     assert choose(replace(lost, accept_empty_state=True)).send
+
+
+# ------------------------------------------------------------------------------------------------ applied or not
+
+A, B, C = {1: 65535}, {2: 65535}, {3: 65535}
+
+
+def seen(proof, block, by_uid, reveal_period=1):
+    """Whether the newest vector is on chain, and for how long too long nothing of ours has been."""
+    held = OnChainWeights(block=block, uid=0, by_uid=by_uid, last_update=block, pending_commits=1, tempo=100, reveal_period=reveal_period)
+    return proof.look(held), proof.overdue(held)
+
+
+def test_sending_again_does_not_make_weights_that_never_apply_young():
+    proof = Proof()
+    proof.ask(A, 10)
+    assert seen(proof, 11, A) == (True, 0)
+    for block in range(20, 320, 20):
+        proof.ask(B if block % 40 else C, block)
+        assert seen(proof, block, A) == (False, 0)
+    assert seen(proof, 321, A) == (False, 301)
+    assert seen(proof, 322, B if proof.asked == B else C) == (True, 0)
+
+
+def test_an_older_vector_of_ours_that_arrives_is_a_sign_of_life():
+    proof = Proof()
+    proof.ask(A, 10)
+    seen(proof, 11, {})
+    proof.ask(B, 200)
+    seen(proof, 300, {})
+    assert seen(proof, 310, A) == (False, 0)
+    assert seen(proof, 320, A) == (False, 0)
+
+
+def test_a_longer_reveal_period_is_waited_for():
+    proof = Proof()
+    proof.ask(A, 10)
+    seen(proof, 10, {})
+    assert seen(proof, 400, {}, reveal_period=3) == (False, 0)
+    assert seen(proof, 511, {}, reveal_period=3) == (False, 501)
+
+
+def test_after_a_restart_the_time_counts_from_when_the_last_process_asked():
+    proof = Proof()
+    proof.resume(A, 10, applied=False)
+    assert seen(proof, 400, {}) == (False, 390)
