@@ -41,7 +41,7 @@ async def measure(config: BenchConfig, times: int) -> dict[str, object]:
             exams = [spent / count for count, spent in slot.exam_seconds]
     runs = [r for v in verdicts for r in v.runs if r.scored]
     scores = [v.score_mfu for v in verdicts if v.score_mfu is not None]
-    overhead = [100 * ((r.seconds + r.read_seconds) / r.claimed_seconds - 1) for r in runs if r.claimed_seconds]
+    overhead = [100 * ((r.seconds + r.read_seconds + r.copy_seconds) / r.claimed_seconds - 1) for r in runs if r.claimed_seconds]
     return {
         "file": config.path.name, "profile": config.profile_name, "device": verdicts[0].device, "evaluations": times, "accepted": len(scores),
         "slot_up_s": up, "warm_s": gaps, "order_to_verdict_s": seconds, "run_s_median": statistics.median(r.seconds for r in runs) if runs else None,

@@ -183,6 +183,9 @@ class AuditSettings(Section, frozen=True, kw_only=True):
     copy of the weights in host memory; the card keeps room for one, unless this is 0."""
     anchor_steps: Count = 4
     """How many of the last steps may be the anchored one; the weights are copied before each of them."""
+    anchor_tolerance: Share = 0.02
+    """A late step is credited with at least (1 − this) of its time in the run where it was anchored: the jitter of honest steps.
+    With anchored runs, so much of a late step's time is all that shirking it elsewhere could gain."""
 
 
 class Profile(Section, frozen=True, kw_only=True):

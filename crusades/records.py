@@ -188,17 +188,23 @@ class Run(Record, frozen=True, kw_only=True):
     index: int
     scored: bool
     seconds: float
-    """The referee's clock, its own reads subtracted."""
+    """The referee's clock, its own reads and copies subtracted."""
+    credited_seconds: float | None = None
+    """What `mfu` is computed from, where it is more than `seconds`: a late step counts as no faster than one that was verified."""
     claimed_seconds: float | None
     """The contestant's own clock: a claim, for comparison only."""
     read_seconds: float
-    """Time the referee spent in its secret reads, already subtracted from `seconds`."""
+    """Time of the referee's secret reads, already subtracted from `seconds`."""
+    copy_seconds: float = 0.0
+    """Time of its pauses to copy all weights, likewise."""
+    excess_seconds: float = 0.0
+    """What reads and copies took beyond their time on an idle device: the contestant's, not subtracted."""
     mfu: float
     tokens_per_second: float
     final_loss: float | None
     """As claimed; None when it is not finite."""
     step_seconds: tuple[float, ...] = ()
-    """GO or batch s released → step s read; the referee's clock."""
+    """GO or batch s released → step s read; the referee's clock, reads and copies subtracted. Their sum is `seconds`."""
     peak_memory_bytes: int | None = None
     """As claimed by the contestant's allocator."""
     audit: Audit

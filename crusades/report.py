@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 from crusades.records import Outcome, Run, Standing, Statistic, Submission, Verdict
 
+EXCESS_SHARE = 0.01
+"""Share of a run's time from which it is said that the judge's reads had to wait for the submission's work."""
+
 
 def table(rows: Sequence[Sequence[str]], right: str = "") -> str:
     """Columns wide enough for their longest cell; `right` holds the numbers of the columns that are flushed right."""
@@ -48,7 +51,10 @@ def runs_text(runs: Sequence[Run]) -> str:
     if scored:
         best = min(scored, key=lambda run: run.seconds)
         text += "\nsteps of run " + f"{best.index}: " + "  ".join(f"{1000 * s:.1f} ms" for s in best.step_seconds)
-        text += f"  (the judge's own reads, subtracted: {1000 * best.read_seconds:.1f} ms)"
+        own = f"its own reads {1000 * best.read_seconds:.1f} ms" + (f", its copies {1000 * best.copy_seconds:.1f} ms" if best.copy_seconds else "")
+        text += f"  (the judge has subtracted {own})"
+        if best.excess_seconds > EXCESS_SHARE * best.seconds:
+            text += f"\nreads and copies took {1000 * best.excess_seconds:.1f} ms more than on an idle device, which is on the clock: was work still queued when the next batch was asked for?"
     return text
 
 

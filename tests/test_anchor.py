@@ -12,7 +12,7 @@ from crusades.bench.referee.desk import expected_of
 from crusades.bench.referee.exam import ReferencePass, optimizer_settings, prepare_exam
 from crusades.bench.referee.lab import Lab, Recipe, copies_for
 from crusades.bench.referee.models import load_reference
-from crusades.bench.referee.session import Reader
+from crusades.bench.referee.reads import Reader, now_ns
 from crusades.bench.referee.verdict import in_words, judge
 
 STEPS = 3
@@ -97,7 +97,7 @@ def test_weights_that_are_swapped_between_read_and_copy_are_named(lab, reference
     """The copy decides at which weights the step is judged: it must be of the weights that were read."""
     last, exam = STEPS - 1, lab.exam
     reference.memory.weights.copy_(lab.initial)
-    reader = Reader(reference, exam, STEPS)
+    reader = Reader(reference, exam.sample, STEPS)
     reader.read(last)
     swapped = reference.memory.weights.clone().mul_(1.001)
     kept = Kept(0, last, exam, swapped, reader.result().weights[last], torch.zeros(2, len(exam.sample)), ())
@@ -156,7 +156,49 @@ def test_the_choice_is_drawn_anew_for_every_contestant(reference, profile):
     for _ in range(200):
         keeper.begin(6)
         drawn.add(frozenset(keeper._step_of))
-    assert drawn == {frozenset({a, b}) for a in range(6) for b in range(a)}
+    assert drawn == {frozenset({a, b}) for a in range(1, 6) for b in range(1, a)}, "scored runs before the warm-up"
+
+
+def test_a_single_scored_run_is_anchored_and_so_is_its_warm_up(reference, profile):
+    keeper = Keeper(reference, profile)
+    keeper.begin(2)
+    assert set(keeper._step_of) == {0, 1}
+
+
+def one_run(keeper, lab, **repeats):
+    anchor, rows = keeper.anchor(**repeats), torch.zeros(STEPS + 1, 4)
+    keeper.keep(anchor, lab.exam, Reads(rows, rows, rows), [])
+    return anchor
+
+
+def test_the_repetition_of_a_void_run_takes_its_anchor(reference, profile, lab):
+    keeper = Keeper(reference, profile)
+    keeper.begin(6)
+    keeper._step_of = {1: 2, 4: 1}
+    kept = {}
+    for place in range(8):
+        kept[place] = tuple(one_run(keeper, lab, repeats=place in (2, 6)).kept)
+    assert kept == {0: (), 1: (2,), 2: (2,), 3: (), 4: (), 5: (1,), 6: (1,), 7: ()}
+    assert [(k.run, k.step) for k in keeper.kept] == [(2, 2), (6, 1)]
+
+
+def test_after_a_run_as_much_time_passes_whether_something_is_kept_or_not(reference, profile, lab):
+    keeper = Keeper(reference, profile)
+    keeper.begin(6)
+    keeper._step_of, keeper._rest = {1: 2}, 0.05
+    took = []
+    for _ in range(2):
+        started = now_ns()
+        one_run(keeper, lab)
+        took.append((now_ns() - started) / 1e9)
+    assert min(took) >= 0.05
+
+
+def test_pauses_are_longer_than_the_copies_they_hide(reference, profile):
+    keeper = Keeper(reference, profile)
+    assert (keeper.pause, keeper._rest) == (0.0, 0.0)
+    keeper.settle()
+    assert min(keeper.pause, keeper._rest) > 0
 
 
 def test_every_step_has_its_turn_before_any_has_a_second(reference, profile):
@@ -169,6 +211,7 @@ def test_every_step_has_its_turn_before_any_has_a_second(reference, profile):
 def test_a_profile_without_anchors_makes_no_copy(reference, profile):
     keeper = Keeper(reference, msgspec.structs.replace(profile, audit=msgspec.structs.replace(profile.audit, anchored_runs=0)))
     keeper.begin(6)
+    keeper.settle()
     assert keeper.anchor() is None
     keeper.keep(None, None, None, [])
     assert keeper.kept == []

@@ -29,9 +29,16 @@ def test_an_accepted_verdict_shows_every_run_and_its_nearest_limit():
     text = report.verdict_text(verdict)
     assert "warm-up" in text
     assert "unmoved 50% of its limit" in text
-    assert "steps of run 1: 100.0 ms  200.0 ms" in text
+    assert "steps of run 1: 100.0 ms  200.0 ms  (the judge has subtracted its own reads 2.0 ms)" in text
+    assert "than on an idle device" not in text
     assert "note: no sandbox" in text
     assert text.splitlines()[-1] == "ACCEPTED  40.000 % MFU, the median of 2 runs"
+
+
+def test_copies_and_what_was_still_queued_are_said():
+    text = report.verdict_text(Verdict(verdict=Outcome.ACCEPTED, score_mfu=40.0, runs=(run(1, step_seconds=(0.1,), copy_seconds=0.02, excess_seconds=0.05),)))
+    assert "its own reads 2.0 ms, its copies 20.0 ms" in text
+    assert "reads and copies took 50.0 ms more than on an idle device" in text
 
 
 def test_a_void_run_is_said_and_not_counted():

@@ -21,7 +21,7 @@ import msgspec
 import trio
 
 from crusades import nvml
-from crusades.bench import mfu
+from crusades.bench import credit, mfu
 from crusades.bench import protocol as p
 from crusades.bench.card import MOST_VOIDS, Card, settle
 from crusades.bench.contestant import Contestant, start_contestant
@@ -183,13 +183,14 @@ class Slot:
 
     async def _runs(self, job: Job) -> Verdict:
         runs: list[Run] = []
-        done, voids = len(job.finished_runs), 0
+        done, made, voids = len(job.finished_runs), 0, 0
         index = 0  # of this process: 0 warms up
         while index < self._profile.runs + 1 - done:
             words = f"run {done + index} of {self._profile.runs}" if index else "warm-up"
             job.on_progress(words)
             self._say("running", words, job.submission_id)
-            ran = await self._one_run(job, index, done)
+            # The contestant counts what it does itself, so that nothing tells it that runs of it were kept or repeated.
+            ran, made = await self._one_run(job, made, index and index + done, repeats=bool(runs and runs[-1].void)), made + 1
             if ran.run:
                 runs.append(ran.run)
                 await job.on_run(ran.run)
@@ -203,28 +204,33 @@ class Slot:
                 continue
             index += 1
         runs, reason = await self._compare_anchors(job, runs)
-        return await self._verdict(job, [*job.finished_runs, *runs], reason)
+        return await self._verdict(job, runs, reason)
 
     async def _compare_anchors(self, job: Job, runs: list[Run]) -> tuple[list[Run], Reason | None]:
-        """The contestant has done its part: end it, and have one step of some runs compared at its own weights."""
+        """The contestant has done its part: end it, and have one step of some runs compared at its own weights. Returns all runs
+        of the evaluation, with what their time is worth then."""
         if not self._profile.audit.anchored_runs:
-            return runs, None
+            return [*job.finished_runs, *runs], None
         assert self._contestant is not None
         job.on_progress("comparing anchored steps")
         await self._contestant.kill()
         compared = await self._ask(p.CompareAnchors(), p.AnchorsCompared, 60.0 + 120.0 * self._profile.audit.anchored_runs)
         audits = {found.place: found.audit for found in compared.runs}
         runs = [msgspec.structs.replace(run, audit=audits.get(place, run.audit)) for place, run in enumerate(runs)]
+        anchored = {len(job.finished_runs) + found.place: found.step for found in compared.runs}
+        runs = credit.credited([*job.finished_runs, *runs], anchored, self._profile.audit.anchor_tolerance)
         return runs, next((found.reason for found in compared.runs if found.reason), None)
 
-    async def _one_run(self, job: Job, index: int, done: int) -> p.Ran:
+    async def _one_run(self, job: Job, place: int, number: int, *, repeats: bool) -> p.Ran:
+        """Run `number` of the evaluation, which is at `place` among those of this contestant."""
         assert self._referee is not None
         assert self._contestant is not None
-        order = p.DoRun(index=index and index + done, scored=index > 0, submission_id=job.submission_id, commit_block=job.commit_block, block=job.block)
+        order = p.DoRun(index=place, scored=place > 0, submission_id=job.submission_id, commit_block=job.commit_block, block=job.block, repeats=repeats)
         with self._card.window(frozenset({self._referee.pid, self._contestant.pid})) as seen:
-            ran = await self._ask(order, p.Ran, self._run_deadline(index))
+            ran = await self._ask(order, p.Ran, self._run_deadline(place))
             if ran.reason and self._card.watched:
                 await trio.sleep(nvml.LATE)  # a failure is told sooner than the driver's word on whose it was
+        ran = msgspec.structs.replace(ran, run=ran.run and msgspec.structs.replace(ran.run, index=number))
         return settle(ran, seen.blame, seen.telemetry)
 
     def _run_deadline(self, index: int) -> float:
@@ -237,7 +243,7 @@ class Slot:
         assert facts is not None
         if reason and gone:
             reason = await contestant.explain_exit(reason)
-        notes = (*(("rules were not applied: judged by the audit alone",) if job.skip_rules else ()), *contestant.notes)
+        notes = (*(("rules were not applied: judged by the audit alone",) if job.skip_rules else ()), *contestant.notes, *credit.words(runs))
         extra: dict[str, Any] = {
             "runs": tuple(runs), "device": facts.device, "peak_tflops": facts.peak_tflops, "peak_source": facts.peak_source, "model": facts.model,
             "profile": self.config.profile_name, "rules_version": self.config.hparams.rules_version(self.config.profile_name),

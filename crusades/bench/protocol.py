@@ -226,10 +226,13 @@ class DoRun(Frame, frozen=True, kw_only=True, tag="do_run"):
     """One run with one exam."""
 
     index: int
+    """Among those of this contestant; 0 warms up."""
     scored: bool
     submission_id: str
     commit_block: int
     block: int
+    repeats: bool = False
+    """The run before was void, and this one takes its place."""
 
 
 class Release(Frame, frozen=True, kw_only=True, tag="release"):
@@ -297,6 +300,8 @@ class AnchoredRun(Frame, frozen=True, kw_only=True, tag="anchored_run"):
 
     place: int
     """Its place among the runs that this contestant made."""
+    step: int
+    """Which step (0-based)."""
     audit: Audit
     reason: Reason | None = None
 

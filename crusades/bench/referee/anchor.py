@@ -7,13 +7,15 @@ late step the referee copies all weights as they stand in the shared memory, and
 that step's gradient, with its columns, from the copy. What remains is the noise of a single step.
 
 Which runs are kept, and which step of each, is secret, but every candidate step has its turn before any has a second
-one: what shirks the same step in every run is met for certain when there are as many anchored runs as candidates. A copy
-of the same size is made before every candidate in every run, so that the time it takes tells nothing. It is off the
-contestant's clock, as the reads are.
+one, and scored runs come before the warm-up: what shirks the same step in every run is met for certain when there are as
+many anchored runs as candidates, and `bench.credit` makes a step that was not met worth no more than one that was. A copy of
+the same size is made before every candidate in every run, and every pause, here and after a run, is drawn out to one fixed
+length, so that time tells nothing. It is off the contestant's clock, as the reads are.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import secrets
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from crusades.bench.referee import audit as audits
 from crusades.bench.referee.audit import Adam, Measured, Reads
 from crusades.bench.referee.exam import Exam, ReferencePass
 from crusades.bench.referee.models import Reference
+from crusades.bench.referee.reads import hold, now_ns, slowest
 from crusades.bench.referee.verdict import PREFIX
 from crusades.hparams import Profile
 
@@ -32,6 +35,8 @@ T = TypeVar("T")
 
 CHUNK_ELEMENTS = 1 << 27
 """Elements copied at a time; what is not kept goes into one chunk's worth of memory."""
+PAUSE_ROOM = 1.25
+"""How many times as long as the slowest copy on the idle device every pause is."""
 
 
 def candidates(profile: Profile) -> range:
@@ -40,19 +45,29 @@ def candidates(profile: Profile) -> range:
 
 
 class Anchor:
-    """Copies at step boundaries during one run; those before the steps of `kept` (step → flat buffer) stay."""
+    """Copies at step boundaries during one run; those before the steps of `kept` (step → flat buffer) stay. Every one lasts
+    `pause` seconds, or a little longer where the contestant keeps the device busy."""
 
-    def __init__(self, reference: Reference, steps: range, kept: dict[int, torch.Tensor]) -> None:
-        self._flat, self._steps, self.kept = reference.memory.weights, steps, kept
+    def __init__(self, reference: Reference, steps: range, kept: dict[int, torch.Tensor], pause: float = 0.0) -> None:
+        self._flat, self._steps, self.kept, self._pause = reference.memory.weights, steps, kept, pause
         self._waste = torch.empty(min(len(self._flat), CHUNK_ELEMENTS), dtype=self._flat.dtype, device=self._flat.device)
 
-    def before(self, step: int) -> None:
-        """Call when all updates before `step` (0-based) are in memory and its batch is not yet out."""
+    def before(self, step: int) -> float:
+        """Call when all updates before `step` (0-based) are in memory and its batch is not yet out. The seconds of it that are ours."""
         if step not in self._steps:
-            return
+            return 0.0
+        started = now_ns()
+        self.copy(step)
+        hold(started, self._pause)
+        return self._pause
+
+    def copy(self, step: int) -> None:
+        """All weights as they stand, to where they stay or to waste: the same bytes in the same pieces."""
         for start in range(0, len(self._flat), CHUNK_ELEMENTS):
             part = self._flat[start : start + CHUNK_ELEMENTS]
             (self.kept[step][start : start + len(part)] if step in self.kept else self._waste[: len(part)]).copy_(part)
+        if self._flat.is_cuda:
+            torch.cuda.synchronize()
 
 
 @dataclass(frozen=True)
@@ -86,30 +101,48 @@ class Keeper:
             pinned = reference.device == "cuda"
             self._host = [torch.empty(self._buffer.shape, dtype=self._buffer.dtype, pin_memory=pinned) for _ in range(profile.audit.anchored_runs)]
         self.kept: list[Kept] = []
-        self._run, self._step_of = 0, dict[int, int]()
+        self._place, self._turn, self._step_of = 0, -1, dict[int, int]()
+        self.pause = self._rest = 0.0
+
+    def settle(self) -> None:
+        """Measure on the idle device how long copies take: from now on every pause lasts as long."""
+        if self._buffer is None:
+            return
+        first, device = self._steps[0], self._reference.device
+        either = (Anchor(self._reference, self._steps, kept) for kept in ({}, {first: self._buffer}))
+        self.pause = PAUSE_ROOM * max(slowest(functools.partial(anchor.copy, first), device) for anchor in either)
+        self._rest = PAUSE_ROOM * slowest(functools.partial(self._host[0].copy_, self._buffer), device)
 
     def begin(self, runs: int) -> None:
-        """A contestant that is to make `runs` runs: draw the secret choice."""
+        """A contestant that is to make `runs` runs, a warm-up first: draw the secret choice."""
         self.kept.clear()
-        self._run = 0
+        self._place, self._turn = 0, -1
         dice = secrets.SystemRandom()
-        chosen = dice.sample(range(runs), min(runs, len(self._host)))
+        chosen = [*dice.sample(range(1, runs), runs - 1), 0][: len(self._host)]
         turns = itertools.cycle(dice.sample(self._steps, len(self._steps)))
         self._step_of = dict(zip(chosen, turns, strict=False))
 
-    def anchor(self) -> Anchor | None:
-        """The next run's anchor; None where the profile has none."""
+    def anchor(self, *, repeats: bool = False) -> Anchor | None:
+        """The next run's anchor; None where the profile has none. When it `repeats` a void run it takes that one's anchor, so
+        that no step is verified by the time of a run that does not count."""
         if self._buffer is None:
             return None
-        step = self._step_of.get(self._run)
-        return Anchor(self._reference, self._steps, {} if step is None else {step: self._buffer})
+        if repeats:
+            self.kept = [kept for kept in self.kept if kept.run != self._place - 1]
+        else:
+            self._turn += 1
+        step = self._step_of.get(self._turn)
+        return Anchor(self._reference, self._steps, {} if step is None else {step: self._buffer}, self.pause)
 
     def keep(self, anchor: Anchor | None, exam: Exam, reads: Reads, measured: list[Measured]) -> None:
-        """After a run that passed so far."""
-        number, self._run = self._run, self._run + 1
-        for step, weights in anchor.kept.items() if anchor else ():
+        """After a run that passed so far. Lasts as long after a run of which nothing is kept."""
+        if anchor is None:
+            return
+        started, number, self._place = now_ns(), self._place, self._place + 1
+        for step, weights in anchor.kept.items():
             copy, read, moments = self._host[len(self.kept)].copy_(weights), reads.weights[step].cpu(), reads.exp_avg[step : step + 2].cpu()
             self.kept.append(Kept(number, step, exam, copy, read, moments, tuple(measured)))
+        hold(started, self._rest)
 
 
 def compare(kept: Kept, reference: Reference, profile: Profile, expected: audits.Expected, adam: Adam) -> list[Measured]:

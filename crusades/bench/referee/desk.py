@@ -18,8 +18,10 @@ from crusades.bench.referee import verdict
 from crusades.bench.referee.anchor import Keeper, compare
 from crusades.bench.referee.data import open_corpus
 from crusades.bench.referee.exam import Exam, optimizer_settings
+from crusades.bench.referee.layout import draw_sample
 from crusades.bench.referee.models import Reference, load_reference
 from crusades.bench.referee.pool import ExamPool, matmul_tflops
+from crusades.bench.referee.reads import idle_read
 from crusades.bench.referee.session import Charged, Outcome, Session
 from crusades.bench.referee.wire import Wire
 from crusades.errors import ConfigError, DeviceFault, RefereeFault, SandboxFault
@@ -94,6 +96,7 @@ class Desk:
         corpus = open_corpus(order.profile.data, self._reference.vocabulary, cache)
         self._pool = ExamPool(self._reference, corpus, order.profile)
         self._keeper = Keeper(self._reference, order.profile)
+        self._typical = draw_sample(self._reference.layout, order.profile.audit.coordinates, order.profile.audit.min_per_tensor, torch.Generator())
         self._peak = self._find_peak()
         self._settle()
         return p.Configured(
@@ -130,7 +133,8 @@ class Desk:
         return p.ExamsReady(available=done.available, prepared=done.prepared, seconds=done.seconds, retired_seeds=done.retired_seeds)
 
     def _settle(self) -> None:
-        """Drop what a reference pass left, overwrite the card's free memory, and keep the audit's workspace."""
+        """Drop what a reference pass left, overwrite the card's free memory, keep the audit's workspace, and measure on the
+        idle device what reads and copies need."""
         assert self._reference is not None
         self._reference.model.zero_grad(set_to_none=True)
         gc.collect()
@@ -141,6 +145,8 @@ class Desk:
             self._baseline_free = torch.cuda.mem_get_info()[0]
             workspace = torch.empty(AUDIT_WORKSPACE, dtype=torch.uint8, device="cuda")
             del workspace  # stays in our allocator's cache: nobody else can have it
+        self._allowed_read = idle_read(self._reference, self._typical)
+        self._keeper.settle()
 
     @staticmethod
     def _overwrite_free() -> None:
@@ -179,9 +185,9 @@ class Desk:
     def _run(self, order: p.DoRun) -> p.Ran:
         session = self._open_session()
         exam, initial = self._pool.take(order.submission_id, order.commit_block, order.block)
-        anchor = self._keeper.anchor()
+        anchor = self._keeper.anchor(repeats=order.repeats)
         try:
-            outcome = session.run(order.index, exam, initial, anchor)
+            outcome = session.run(order.index, exam, initial, anchor, self._allowed_read)
         except Charged as failure:
             return p.Ran(reason=failure.reason, contestant_gone=failure.gone)
         measured = self._measure(outcome, exam)
@@ -193,11 +199,13 @@ class Desk:
 
     def _run_record(self, order: p.DoRun, outcome: Outcome, audit: Audit) -> Run:
         tokens = self._profile.steps * self._profile.batch_size * self._profile.sequence_length
-        seconds, done = outcome.timing.seconds, outcome.done
+        timing, done = outcome.timing, outcome.done
+        seconds = timing.seconds
         return Run(
-            index=order.index, scored=order.scored, seconds=seconds, claimed_seconds=done.claimed_ns / 1e9, read_seconds=outcome.timing.read_seconds,
+            index=order.index, scored=order.scored, seconds=seconds, claimed_seconds=done.claimed_ns / 1e9, read_seconds=timing.read_seconds,
+            copy_seconds=timing.copy_seconds, excess_seconds=timing.excess_seconds,
             mfu=mfu.mfu_percent(self._flops_per_token(), tokens, seconds, self._peak.tflops), tokens_per_second=tokens / seconds,
-            final_loss=done.final_loss, step_seconds=outcome.timing.step_seconds,
+            final_loss=done.final_loss, step_seconds=timing.step_seconds,
             peak_memory_bytes=done.peak_memory, audit=audit,
         )  # fmt: skip
 
@@ -225,7 +233,7 @@ class Desk:
         for kept in self._keeper.kept:
             measured = compare(kept, self._reference, self._profile, expected_of(kept.exam, self._device), self._adam())
             audit = verdict.judge([*kept.measured, *measured], self._profile.limits)
-            found.append(p.AnchoredRun(place=kept.run, audit=audit, reason=verdict.reason_of(audit)))
+            found.append(p.AnchoredRun(place=kept.run, step=kept.step, audit=audit, reason=verdict.reason_of(audit)))
         self._keeper.kept.clear()
         self._settle()
         return p.AnchorsCompared(runs=tuple(found), seconds=time.monotonic() - started)

@@ -29,7 +29,7 @@ from crusades.bench.referee.desk import expected_of
 from crusades.bench.referee.exam import Exam, optimizer_settings
 from crusades.bench.referee.layout import layer_of
 from crusades.bench.referee.models import Reference
-from crusades.bench.referee.session import Reader
+from crusades.bench.referee.reads import Reader
 from crusades.errors import ConfigError
 from crusades.hparams import Profile
 
@@ -104,13 +104,13 @@ class Lab:
         self.generator.manual_seed(11)
         self.previous = {}
         anchor = Anchor(self.reference, range(1, self.profile.steps), self.copies)
-        reader = Reader(self.reference, self.exam, self.profile.steps, anchor)
+        reader = Reader(self.reference, self.exam.sample, self.profile.steps, anchor)
         reader.read(0)
         optimizer = self._optimizer(recipe)
         started = time.monotonic()
         train = self._train_submission if recipe.submission else self._train
         loss, logits = train(recipe, optimizer, reader)
-        seconds = time.monotonic() - started - reader.seconds
+        seconds = time.monotonic() - started - sum(reader.off(row) + reader.excess[row] for row in range(1, self.profile.steps + 1))
         adam = audits.Adam(**optimizer_settings(self.profile))
         measured = audits.audit(reader.result(), expected_of(self.exam, self.reference.device), adam, self.profile.audit.group_min)
         tokens = self.profile.steps * self.profile.batch_size * self.profile.sequence_length

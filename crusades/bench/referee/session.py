@@ -5,7 +5,6 @@ What the contestant does wrong raises `Charged` in here and leaves as a `Reason`
 
 from __future__ import annotations
 
-import itertools
 import re
 import time
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from crusades.bench.referee.anchor import Anchor
 from crusades.bench.referee.audit import Reads
 from crusades.bench.referee.exam import Exam
 from crusades.bench.referee.models import Reference
+from crusades.bench.referee.reads import Reader, now_ns
 from crusades.bench.referee.wire import Wire, WireClosed, WireTimeout
 from crusades.errors import ProtocolError, SandboxFault
 from crusades.faults import fault
@@ -51,18 +51,21 @@ _RULE = re.compile(r"R\d{3}")
 _FAILED = {"rule": "rule", "memory": "out-of-memory", "missing": "no-inner-steps", "result": "bad-result", "exit": "exited"}
 
 
-def now_ns() -> int:
-    """The clock of every score: CLOCK_MONOTONIC_RAW, which no adjustment of the system time bends."""
-    return time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
-
-
 @dataclass(frozen=True)
 class Timing:
     """What the clock saw of one run, in seconds."""
 
-    seconds: float
-    read_seconds: float
     step_seconds: tuple[float, ...]
+    """By step, the referee's own reads and copies subtracted."""
+    read_seconds: float
+    copy_seconds: float
+    excess_seconds: float
+    """What reads and copies took beyond their idle time: not subtracted."""
+
+    @property
+    def seconds(self) -> float:
+        """The run's time: what is scored."""
+        return sum(self.step_seconds)
 
 
 @dataclass(frozen=True)
@@ -73,33 +76,6 @@ class Outcome:
     reads: Reads
     done: p.Done
     logits: torch.Tensor
-
-
-class Reader:
-    """Secret reads of weights and moments at an exam's coordinates, and the copies of an anchor; buffers are allocated
-    before the clock starts."""
-
-    def __init__(self, reference: Reference, exam: Exam, steps: int, anchor: Anchor | None = None) -> None:
-        self._memory, self._cuda, self._anchor = reference.memory, reference.device == "cuda", anchor
-        self._index = exam.sample.index.to(reference.device)
-        shape = (steps + 1, len(exam.sample))
-        self._rows = [torch.empty(shape, dtype=reference.layout.dtype, device=reference.device) for _ in range(3)]
-        self.seconds = 0.0
-
-    def read(self, row: int) -> None:
-        """Read row `row`: what stands in memory now. Costs 0.6 ms for a million coordinates on an H100."""
-        started = now_ns()
-        for flat, rows in zip((self._memory.weights, self._memory.exp_avg, self._memory.exp_avg_sq), self._rows, strict=True):
-            torch.index_select(flat, 0, self._index, out=rows[row])
-        if self._anchor:
-            self._anchor.before(row)
-        if self._cuda:
-            torch.cuda.synchronize()
-        self.seconds += (now_ns() - started) / 1e9
-
-    def result(self) -> Reads:
-        """All rows."""
-        return Reads(*self._rows)
 
 
 class Session:
@@ -138,16 +114,15 @@ class Session:
 
     # ---------------------------------------------------------------- a run
 
-    def run(self, index: int, exam: Exam, initial: torch.Tensor, anchor: Anchor | None = None) -> Outcome:
-        """One run with one exam. Raises Charged."""
+    def run(self, index: int, exam: Exam, initial: torch.Tensor, anchor: Anchor | None, allowed_read: float) -> Outcome:
+        """One run with one exam; each read takes at most `allowed_read` seconds off the clock. Raises Charged."""
         stage, profile = (Stage.RUN if index else Stage.WARMUP), self._profile
         batches = [np.ascontiguousarray(b).tobytes() for b in exam.batches]
-        reader = Reader(self._reference, exam, profile.steps, anchor)
+        reader = Reader(self._reference, exam.sample, profile.steps, anchor, allowed_read)
         self._reference.restore(initial)
         self._send(p.Prepare(run=index), stage)
         self._expect(p.Ready, stage, profile.deadlines.result)
         reader.read(0)
-        reader.seconds = 0.0  # row 0 is read before the clock starts
         timing, done = self._timed(index, stage, batches, reader)
         logits = self._show(exam, done, stage)
         return Outcome(timing, reader.result(), done, logits)
@@ -169,10 +144,8 @@ class Session:
             self._send(p.Batch(step=step), stage, batches[step])
         if not isinstance(claim, p.Done) or step < steps:  # counted by us: what the frame says is a claim
             raise charge("wrong-step-count", stage, f"inner_steps returned after {step} of {steps} batches", measured=step, limit=steps)
-        ended = marks[-1]
-        seconds = (ended - started) / 1e9 - reader.seconds
-        edges = [started, *marks]
-        return Timing(seconds, reader.seconds, tuple((b - a) / 1e9 for a, b in itertools.pairwise(edges))), claim
+        # row 0 was read before the clock started
+        return Timing(reader.steps_of(started, marks), sum(reader.read_seconds[1:]), sum(reader.copy_seconds[1:]), sum(reader.excess[1:])), claim
 
     def _show(self, exam: Exam, done: p.Done, stage: Stage) -> torch.Tensor:
         rows, positions, vocabulary = self._profile.batch_size, self._profile.sequence_length - 1, self._reference.vocabulary
