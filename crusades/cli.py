@@ -46,14 +46,6 @@ def read_hparams(arguments: Arguments) -> HParams:
     return hparams.load(Path(arguments.hparams) if arguments.hparams else None)
 
 
-def read_train_py(name: str) -> bytes:
-    """The bytes of a local file. Raises UsageError."""
-    try:
-        return Path(name).read_bytes()
-    except OSError as error:
-        raise UsageError(f"cannot read {name}: {error.strerror}") from error
-
-
 def example(name: str) -> bytes:
     """A file of examples/. Raises ConfigError outside of a checkout."""
     try:
@@ -75,7 +67,10 @@ def init(arguments: Arguments) -> int:
         target.write_bytes(example("fast.py" if arguments.fast else "baseline.py"))
     except OSError as error:
         raise UsageError(f"cannot write {target}: {error.strerror}") from error
-    print(f"wrote {target}\nnext:  crusades check {target}   then   crusades bench {target}")
+    if arguments.json:
+        print_json({"written": str(target)})
+    else:
+        print(f"wrote {target}\nnext:  crusades check {target}   then   crusades bench {target}")
     return 0
 
 

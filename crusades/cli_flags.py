@@ -75,6 +75,7 @@ def _for_miners(add: Add) -> None:
     command = add("init", "write a commented train.py to start from")
     command.add_argument("path", nargs="?", default="train.py", metavar="PATH", help="file or folder (default: train.py)")
     command.add_argument("--fast", action="store_true", help="start from the serious example instead of the plain loop")
+    _json_flag(command)
 
     command = add("check", "check a train.py against the static rules")
     command.add_argument("train_py", metavar="TRAIN_PY")

@@ -28,7 +28,7 @@ class UsageError(CrusadesError):
 
 
 class MustNotRestart(CrusadesError):
-    """Going on could do harm (another process signs with this hotkey, the state is empty): a person must look first.
+    """Going on could do harm (another process signs with this hotkey): a person must look first.
 
     systemd's RestartPreventExitStatus names this exit code.
     """

@@ -264,11 +264,6 @@ class Sampler:
         if self._thread.is_alive():
             self._thread.join(timeout=5.0)
 
-    @property
-    def latest(self) -> Sample | None:
-        """The newest sample, for the metrics."""
-        return self._samples[-1] if self._samples else None
-
     @contextmanager
     def window(self) -> Iterator[Window]:
         """Everything sampled inside the block; read it after the block."""

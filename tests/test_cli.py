@@ -26,7 +26,7 @@ FLAGS = {
     "demo": ["--json", "--once", "--profile", "--state-dir", "--web"],
     "devnet": [],
     "doctor": ["--json"],
-    "init": ["--fast", "PATH"],
+    "init": ["--fast", "--json", "PATH"],
     "install-service": ["--dry-run"],
     "setup": ["--hparams", "--json", "--profile", "--verify"],
     "status": ["--json", "--url", "HOTKEY"],
@@ -137,6 +137,11 @@ def test_init_writes_the_baseline_and_never_overwrites(tmp_path, capsys):
 def test_init_fast_writes_the_serious_one(tmp_path):
     assert cli.main(["init", "--fast", str(tmp_path / "x.py")]) == 0
     assert (tmp_path / "x.py").read_bytes() == (ROOT / "examples" / "fast.py").read_bytes()
+
+
+def test_init_names_its_file_as_json(tmp_path, capsys):
+    assert cli.main(["init", "--json", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"written": str(tmp_path / "train.py")}
 
 
 def test_check_of_a_clean_file_is_0(capsys):
