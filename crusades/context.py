@@ -110,6 +110,8 @@ class Context:
     """Set when everybody else has ended: viewers see the others out."""
     web_stopped: trio.Event = field(default_factory=trio.Event)
     seats: dict[str, Seat] = field(default_factory=dict)
+    lost: set[str] = field(default_factory=set)
+    """Slots whose card was here and is not any more."""
     memory: dict[str, Memory] = field(default_factory=dict)
     fetching: set[str] = field(default_factory=set)
     """Submissions that a fetcher has in hand."""
@@ -144,11 +146,25 @@ class Context:
         return view
 
     def forget(self, seat: Seat) -> None:
-        """Take a lost device off the board."""
+        """Take a slot that has ended off the board; if its device is lost, that stays to be seen."""
         for shown in (self.board.slots, self.seats):
             shown.pop(seat.name, None)
-        self.board.ready.pop(f"slot {seat.name}", None)
+        self.metrics.forget_slot(seat.name)
         self.health.retire(f"slot {seat.name}")
+        if seat.name not in self.lost:
+            self.board.ready.pop(f"slot {seat.name}", None)
+
+    def lose(self, name: str, words: str = "") -> None:
+        """The card of a slot is gone (or, with no words, here again or not missed any more)."""
+        self.problem(f"slot {name}", words)
+        if words:
+            self.lost.add(name)
+            self.ready(f"slot {name}", words)
+            self.metrics.forget_slot(name, in_service=0)
+        else:
+            self.lost.discard(name)
+            self.board.ready.pop(f"slot {name}", None)
+            self.metrics.forget_slot(name)
 
 
 def retry_delay(attempt: int, first: float, most: float) -> float:

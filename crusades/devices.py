@@ -21,6 +21,10 @@ log = logging.getLogger("crusades.devices")
 
 DEVICE_LOOK = 15.0
 """Seconds between two looks at which cards there are."""
+SEEN = "slots"
+"""Name of the store's fact: slot → Unix time at which its card was last there, to the hour."""
+LOST_FOR = 7 * 86_400.0
+"""Seconds after which a card that is gone was taken away on purpose."""
 
 
 # ------------------------------------------------------------------------------------------------ what it is started with
@@ -71,6 +75,7 @@ class DaemonConfig:
 async def watch_devices(ctx: Context, config: DaemonConfig, found: trio.MemorySendChannel[tuple[Seat, object]]) -> None:
     """A seat for every device, as devices come and go."""
     ctx.health.expect("devices", DEVICE_LOOK * 8)
+    seen: dict[str, float] = await ctx.store.fact(SEEN) or {}
     while True:
         wanted = await _wanted_slots(ctx, config)
         ctx.health.progress("devices", ", ".join(wanted) or "none")
@@ -78,8 +83,8 @@ async def watch_devices(ctx: Context, config: DaemonConfig, found: trio.MemorySe
         ctx.problem("devices", "" if wanted else f"profile {ctx.profile_name} needs an NVIDIA card and none answers: see `nvidia-smi`")
         for name in [name for name in ctx.seats if name not in wanted]:
             log.error("device of slot %s is gone", name)
-            ctx.problem(f"slot {name}", "its device is gone")
             ctx.seats[name].scope.cancel()
+        await _note_lost(ctx, wanted, seen)
         for name, index in wanted.items():
             if name not in ctx.seats:
                 ctx.seats[name] = Seat(name)
@@ -89,6 +94,21 @@ async def watch_devices(ctx: Context, config: DaemonConfig, found: trio.MemorySe
             if name != "cpu" and (sample := await trio.to_thread.run_sync(nvml.glance, index, abandon_on_cancel=True)) is not None:
                 ctx.metrics.show_card(name, sample)
         await trio.sleep(DEVICE_LOOK)
+
+
+async def _note_lost(ctx: Context, wanted: dict[str, int], seen: dict[str, float]) -> None:
+    """Which cards were here, in this process or before it, and are not. The others work on, so nobody would miss them."""
+    if "cpu" in wanted:  # a profile for the CPU: nobody asks for cards
+        return
+    now, before = ctx.now(), dict(seen)
+    seen.update({name: now for name in wanted if now - seen.get(name, 0.0) > 3600.0})
+    for name in [name for name, at in seen.items() if name not in wanted and now - at > LOST_FOR]:
+        del seen[name]
+    if seen != before:
+        await ctx.store.set_fact(SEEN, seen)
+    lost = seen.keys() - wanted.keys()
+    for name in lost | ctx.lost:
+        ctx.lose(name, "its device is gone: see `nvidia-smi`" if name in lost else "")
 
 
 async def _wanted_slots(ctx: Context, config: DaemonConfig) -> dict[str, int]:

@@ -116,6 +116,13 @@ class Metrics:
             self.slot_in_service.labels(slot=name).set(view.state != "out of service")
             self.slot_busy.labels(slot=name).set(view.state == "running")
 
+    def forget_slot(self, name: str, *, in_service: int | None = None) -> None:
+        """What a slot that is gone no longer says; `in_service` stays to be said of one that is missed."""
+        for gauge in (self.slot_in_service, self.slot_busy, self.device_clock, self.device_power, self.device_heat, self.device_throttle):
+            gauge.remove(name)
+        if in_service is not None:
+            self.slot_in_service.labels(slot=name).set(in_service)
+
     def show_card(self, slot: str, sample: Sample) -> None:
         """What a card said at one glance."""
         if sample.sm_clock_mhz is not None:

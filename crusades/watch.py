@@ -91,6 +91,10 @@ def _weights_words(ctx: Context) -> str:
 
 async def _show(ctx: Context, late: dict[str, str], stalls: Stalls) -> None:
     metrics = ctx.metrics
+    for gauge in (metrics.progress_age, metrics.late):
+        gauge.clear()  # or those of whom nothing is expected any more (a lost card) would be late for ever
+    for name in [name for name in ctx.board.problems if name.startswith("late ")]:
+        ctx.problem(name)
     for name, age in ctx.health.ages().items():
         metrics.progress_age.labels(subsystem=name).set(age)
         metrics.late.labels(subsystem=name).set(name in late)
@@ -154,6 +158,7 @@ async def tell_people(ctx: Context) -> None:
 def _facts(ctx: Context, late: dict[str, str]) -> Facts:
     seen = ctx.board
     out = {view.name: view.detail for view in seen.slots.values() if view.state == "out of service"}
+    out |= {name: seen.problems.get(f"slot {name}", "") for name in ctx.lost}
     return Facts(
         weights_age_tempos=seen.weights_age_tempos, weights_cause=seen.weights_held, weights_equal=ctx.weights_equal, slots_out=out,
         devices_problem=seen.problems.get("devices", ""),

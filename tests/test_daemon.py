@@ -517,6 +517,53 @@ async def test_a_card_that_goes_and_comes_back(house, autojump_clock):
         assert "devices" not in ctx.board.problems
 
 
+def in_service(ctx, slot):
+    return ctx.metrics.registry.get_sample_value("crusades_slot_in_service", {"slot": slot})
+
+
+async def test_one_card_of_several_that_is_lost_is_seen_and_told(house, autojump_clock, caplog):
+    two_cards(house, present=["0", "1"])
+    async with house.running() as ctx:
+        await eventually(lambda: ctx.board.is_ready)
+        house.cards.remove("1")
+        await trio.sleep(120)
+        assert list(ctx.board.slots) == ["cuda:0"]
+        assert "is gone" in ctx.board.ready["slot cuda:1"]
+        assert in_service(ctx, "cuda:1") == 0
+        assert "alert: slot cuda:1 is out of service: its device is gone" in caplog.text
+        house.cards.append("1")
+        await eventually(lambda: ctx.board.is_ready, patience=120)
+        assert ctx.board.problems == {}
+        assert in_service(ctx, "cuda:1") == 1
+
+
+async def test_a_card_that_is_missing_after_a_reboot_is_missed_for_a_week(house, autojump_clock):
+    two_cards(house, present=["0", "1"])
+    async with house.running() as ctx:
+        await eventually(lambda: len(ctx.board.slots) == 2)
+    house.cards.remove("1")
+    async with house.running() as ctx:
+        await eventually(lambda: ctx.board.slots)
+        await trio.sleep(30)
+        assert "is gone" in ctx.board.problems["slot cuda:1"]
+        real = ctx.now
+        ctx.now = lambda: real() + 8 * 86_400
+        await eventually(lambda: ctx.board.is_ready, patience=60)
+        assert in_service(ctx, "cuda:1") is None
+
+
+async def test_a_slot_that_was_late_and_is_gone_is_not_late_any_more(house, autojump_clock):
+    two_cards(house, present=["0", "1"])
+    async with house.running() as ctx:
+        await eventually(lambda: ctx.board.is_ready)
+        ctx.health.progress("slot cuda:1", "hanging", deadline=1.0)
+        await eventually(lambda: "late slot cuda:1" in ctx.board.problems)
+        house.cards.remove("1")
+        await trio.sleep(60)
+        assert "late slot cuda:1" not in ctx.board.problems
+        assert ctx.metrics.registry.get_sample_value("crusades_subsystem_late", {"subsystem": "slot cuda:1"}) is None
+
+
 async def test_a_machine_without_the_card_its_profile_needs_says_so_and_runs_nothing(house, autojump_clock):
     two_cards(house, present=[])
     id_ = commit(house, "# mfu 40")
