@@ -12,10 +12,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
 from functools import partial
 from typing import Generic, Protocol, TypeVar
+from urllib.parse import urlsplit
 
 import trio
 
 from crusades.errors import ChainError, CrusadesError
+from crusades.logs import redactor
 
 log = logging.getLogger("crusades.chain")
 
@@ -48,6 +50,12 @@ class Refused(ChainError):
     """The node, or the chain behind it, answered, and the answer is no."""
 
 
+def place(endpoint: str) -> str:
+    """An endpoint as anybody may see it: providers put the key of a private one into its path or query."""
+    scheme, colon, rest = endpoint.partition("://")
+    return f"{scheme}://{urlsplit(endpoint).netloc.rpartition('@')[2]}" if colon and rest else endpoint
+
+
 class Link(Generic[C]):
     """The connection, or the absence of one. All methods run on the trio thread."""
 
@@ -57,6 +65,8 @@ class Link(Generic[C]):
         """`dial(endpoints)` and `hang_up(connection)` make coroutines for the bridge; `classify` gives None for a bug."""
         self._bridge = bridge
         self._endpoints = list(endpoints)
+        for endpoint in endpoints:
+            redactor.add_address(endpoint)
         self._dial, self._hang_up, self._classify = dial, hang_up, classify
         self._call_deadline, self._first, self._max = call_deadline, redial_first, redial_max
         self._delay = 0.0
@@ -73,8 +83,8 @@ class Link(Generic[C]):
 
     @property
     def endpoint(self) -> str:
-        """The endpoint that is tried first just now."""
-        return self._endpoints[0]
+        """The endpoint that is tried first just now, as anybody may see it."""
+        return place(self._endpoints[0])
 
     async def call(self, ask: Callable[[C], Awaitable[T]], *, deadline: float | None = None, once: bool = False, quiet: bool = False) -> T:
         """What `ask(connection)` returns. With `once` nothing is asked twice, for questions that act; with `quiet` the
@@ -114,7 +124,7 @@ class Link(Generic[C]):
             trouble = self._classify(error)
             if trouble is None:
                 raise
-            words = f"{type(error).__name__}: {error}" if trouble is Trouble.NONSENSE else str(error) or type(error).__name__
+            words = redactor.clean(f"{type(error).__name__}: {error}" if trouble is Trouble.NONSENSE else str(error) or type(error).__name__)
             if trouble is Trouble.LOST:
                 raise _Lost(words) from error
             if trouble is not Trouble.REFUSED:
@@ -150,7 +160,7 @@ class Link(Generic[C]):
             return self._connection
 
     def _note(self, problem: str) -> None:
-        self.problem = problem
+        self.problem = problem = redactor.clean(problem)  # the SDK's words name whole addresses, and everybody may read ours
         self._back_off()
         log.warning("no connection: %s; next attempt in %.1f s", problem, self._delay)
         self._rotate()

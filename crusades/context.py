@@ -18,6 +18,7 @@ import trio
 
 from crusades.board import Board
 from crusades.hparams import HParams
+from crusades.logs import redactor
 from crusades.metrics import Metrics
 from crusades.records import SlotView, Source, Verdict
 from crusades.rulebook import Rulebook
@@ -130,7 +131,7 @@ class Context:
     def problem(self, subsystem: str, words: str = "") -> None:
         """Something is wrong (or, with no words, not any more)."""
         if words:
-            self.board.problems[subsystem] = words
+            self.board.problems[subsystem] = redactor.clean(words)  # everybody may read it
         else:
             self.board.problems.pop(subsystem, None)
 

@@ -23,6 +23,7 @@ import trio
 from crusades import __version__
 from crusades.asyncio_bridge import open_bridge
 from crusades.board import Board
+from crusades.chain_link import place
 from crusades.context import Context
 from crusades.devices import DaemonConfig, Parts, watch_devices
 from crusades.errors import ChainError, ConfigError
@@ -232,7 +233,7 @@ async def is_dev(config: DaemonConfig, chain: Any) -> bool:
         try:
             return bool((await chain.check()).is_dev)
         except ChainError as error:
-            log.warning("waiting for the node at %s: %s", config.network, error)
+            log.warning("waiting for the node at %s: %s", place(config.network), error)
             notify(f"STATUS=PROBLEM waiting for the node: {redactor.clean(str(error))}")
             await trio.sleep(FIRST_CHECK_RETRY)
 
@@ -246,10 +247,10 @@ def make_context(config: DaemonConfig, store: Any, chain: Any, *, is_dev: bool) 
     if is_dev:
         settings = msgspec.structs.replace(settings, fetch=msgspec.structs.replace(settings.fetch, allow_loopback=True))
     profile = settings.profile(profile_name)
-    board = Board(network=config.network, netuid=config.netuid, hotkey=config.wallet.hotkey.ss58_address, profile=profile_name,
+    board = Board(network=place(config.network), netuid=config.netuid, hotkey=config.wallet.hotkey.ss58_address, profile=profile_name,
                   model=profile.model.config or profile.model.hub or profile.model.path or profile.model.package, rules_version=settings.rules_version(profile_name),
                   notice="This is a development network, no real chain: nothing on it has any value." if is_dev else "")
-    log.info("crusades-validator %s on %s, subnet %s, profile %s, rules %s", __version__, config.network, config.netuid, profile_name, board.rules_version)
+    log.info("crusades-validator %s on %s, subnet %s, profile %s, rules %s", __version__, board.network, config.netuid, profile_name, board.rules_version)
     return Context(hparams=settings, profile_name=profile_name, netuid=config.netuid, hotkey=board.hotkey, state_dir=config.state_dir, store=store, chain=chain,
                    board=board, health=Health(), metrics=Metrics(), open_slot=config.parts.open_slot or _judge,
                    rulebook=Rulebook(Rules(board.rules_version, profile_name, settings)),

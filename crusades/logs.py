@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import TextIO
+from urllib.parse import urlsplit
 
 FIELDS = ("submission", "hotkey", "stage", "block")
 """What operators filter by, in the order in which people see them."""
@@ -68,6 +69,12 @@ class Redactor:
     def add(self, secret: str) -> None:
         """Mask this string from now on (a wallet's seed, a webhook's URL). A secret of several lines is masked line by line."""
         self._secrets.update(line.strip() for line in secret.splitlines() if len(line.strip()) >= _MIN_SECRET)
+
+    def add_address(self, url: str) -> None:
+        """Mask path and query of an address from now on: the key of a private node stands there."""
+        parts = urlsplit(url)
+        for secret in (parts.path.rstrip("/"), parts.query):
+            self.add(secret)
 
     def clean(self, text: str) -> str:
         """`text` without secrets."""

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import trio
 
-from crusades.chain_link import Link, Refused, Trouble
+from crusades.chain_link import Link, Refused, Trouble, place
 from crusades.errors import ChainError, ConfigError
 
 
@@ -217,3 +217,26 @@ async def test_closing_hangs_up(autojump_clock):
     await link.call(script(1))
     await link.aclose()
     assert net.hung_up == ["a"]
+
+
+async def test_the_key_of_a_private_node_is_in_no_word_of_ours(autojump_clock, monkeypatch):
+    """Everybody may read the board. The SDK's own errors name whole addresses, too."""
+    monkeypatch.setattr("crusades.logs.redactor._secrets", set())
+    private = "wss://user:pass-word@node.example:443/v2/kEy-1234567?apikey=sEcret-99"
+    net = Net()
+
+    async def refused(endpoints):
+        raise Broke(f"could not connect to {endpoints[0]}: 403")
+
+    net.dial = refused
+    link = net.link(private)
+    with pytest.raises(ChainError) as caught:
+        await link.call(script("never"), deadline=5.0)
+    told = f"{caught.value} {link.problem} {link.endpoint} {link!r}"
+    assert "wss://node.example:443" in told
+    assert not [secret for secret in ("kEy-1234567", "sEcret-99", "pass-word") if secret in told]
+
+
+@pytest.mark.parametrize("endpoint", ["wss://node.example:443/", "ws://127.0.0.1:9944", "ws://[::1]:9944"])
+def test_a_public_endpoint_is_shown_as_it_is(endpoint):
+    assert place(endpoint) == endpoint.rstrip("/")

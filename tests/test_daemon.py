@@ -20,7 +20,7 @@ from fakes import FakeJudge, make_commitment, make_source
 
 from crusades import hparams, logs
 from crusades.alerts import Alert
-from crusades.daemon import AT_ONCE, LAST_RESORT, Reins, is_dev, listen_to_signals, load_early, reload_settings
+from crusades.daemon import AT_ONCE, LAST_RESORT, Reins, is_dev, listen_to_signals, load_early, make_context, reload_settings
 from crusades.errors import ChainError, ConfigError, FetchFault, MustNotRestart, RefereeFault, SandboxFault, StoreError
 from crusades.intake import FIRST_RETRY, Retries
 from crusades.nvml import Device
@@ -1068,6 +1068,12 @@ async def test_a_driver_that_hangs_does_not_hold_up_the_stop(house):
                 await trio.to_thread.run_sync(begun.wait)
     finally:
         done.set()
+
+
+async def test_the_page_names_the_node_and_not_the_key_to_it(house, autojump_clock):
+    config = dataclasses.replace(house.config(trio.Event()), network="wss://node.example/v2/kEy-1234567")
+    async with house.running() as ctx:
+        assert make_context(config, ctx.store, house.chain, is_dev=True).board.network == "wss://node.example"
 
 
 async def test_while_the_node_must_say_which_chain_it_is_systemd_is_told(house, autojump_clock, monkeypatch):
