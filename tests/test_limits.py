@@ -1,11 +1,16 @@
 """Limits from made-up populations: room on both sides, nothing missed for it, exact statistics left alone."""
 
 import math
+from pathlib import Path
 
+import msgspec
 import pytest
 
+from crusades import hparams
 from crusades.bench.referee import limits as bounds
 from crusades.bench.referee.limits import Result
+
+ROOT = Path(__file__).parent.parent
 
 
 def result(variant, population, value, *, work=0.05, name="gradient_error", exam=0):
@@ -39,6 +44,20 @@ def test_room_is_given_up_before_a_shortcut_is_missed():
 def test_a_handful_of_coordinates_is_chance_wherever_it_is_counted(name):
     limits = bounds.limits_of([result("a", "honest", 0.0, name=name), result("c", "shortcut", 0.5, name=name)])
     assert limits[name][0] >= math.sqrt(1e-4 * 0.5) * 0.99
+
+
+@pytest.mark.parametrize("name", ["tiny", "qwen2.5-3b"])
+def test_the_limits_that_ship_are_those_of_the_record(name):
+    folder = ROOT / "docs" / "calibration" / name
+    made = msgspec.json.decode((folder / "limits.json").read_bytes())["limits"]
+    shipped = hparams.load(ROOT / "hparams.toml").profile(name).limits
+    assert {key: list(limit) if isinstance(limit, tuple) else [limit] for key, limit in shipped.items()} == made
+    results = [msgspec.json.decode(line, type=Result) for line in (folder / "results.jsonl").read_bytes().splitlines()]
+    assert bounds.limits_of(results) == made
+
+
+def test_what_rounding_cannot_explain_is_rejected():
+    assert (bounds.EXACT_LIMITS["optimizer_weights"], bounds.EXACT_LIMITS["optimizer_second_moment"]) == (1.0, 1.0)
 
 
 def test_no_honest_result_is_an_error():

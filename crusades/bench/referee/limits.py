@@ -28,8 +28,8 @@ FLOOR = 1e-7
 SHARE_FLOORS = {"outliers": 1e-4, "silent": 1e-4, "unmoved": 1e-4}
 """Shares of coordinates: a handful of a hundred thousand is chance."""
 EXACT = ("optimizer_second_moment", "optimizer_weights", "total_tokens")
-"""Statistics with a limit from arithmetic, not from populations: rounding explains ≤ 1; tokens are counted."""
-EXACT_LIMITS = {"optimizer_second_moment": 2.0, "optimizer_weights": 2.0, "total_tokens": 0.0}
+"""Statistics with a limit from arithmetic, not from populations: rounding explains ≤ 1 and nothing beyond; tokens are counted."""
+EXACT_LIMITS = {"optimizer_second_moment": 1.0, "optimizer_weights": 1.0, "total_tokens": 0.0}
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
