@@ -104,6 +104,8 @@ class Failed(Frame, frozen=True, kw_only=True, tag="failed"):
     message: str
     rule: str = ""
     line: Count | None = None
+    peak_memory: Count | None = None
+    """Bytes that the submission had reached when it ran out: on a card beside weights and moments, else of the whole process."""
 
 
 Claim = Hello | Built | Attached | Loaded | Ready | Next | Done | Logits | Failed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import resource
 import sys
 import time
 import traceback
@@ -22,9 +23,9 @@ MESSAGE_CAP = 16_000
 class SubmissionFailed(Exception):
     """The submission cannot go on; carries what the referee is told."""
 
-    def __init__(self, stage: str, kind: str, message: str, *, rule: str = "", line: int | None = None) -> None:
+    def __init__(self, stage: str, kind: str, message: str, *, rule: str = "", line: int | None = None, peak: int | None = None) -> None:
         super().__init__(message)
-        self.fields = {"stage": stage, "kind": kind, "message": message[-MESSAGE_CAP:], "rule": rule, "line": line}
+        self.fields = {"stage": stage, "kind": kind, "message": message[-MESSAGE_CAP:], "rule": rule, "line": line, "peak_memory": peak}
 
 
 def failure_of(error: BaseException, stage: str, path: str) -> SubmissionFailed:
@@ -35,9 +36,16 @@ def failure_of(error: BaseException, stage: str, path: str) -> SubmissionFailed:
         return _broken_rule(error, stage, line)
     text = "".join(traceback.format_exception_only(error)).strip()
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return SubmissionFailed(stage, "memory", text, line=line)
+        return SubmissionFailed(stage, "memory", text, line=line, peak=_peak())
     kind = "exit" if isinstance(error, SystemExit | KeyboardInterrupt) else "exception"
     return SubmissionFailed(stage, kind, text, line=line)
+
+
+def _peak() -> int:
+    """Bytes: the most that the allocator held on the card, or without a card that this process had in memory."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
 def _broken_rule(violation: Any, stage: str, line: int | None = None) -> SubmissionFailed:

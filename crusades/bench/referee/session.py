@@ -203,7 +203,11 @@ class Session:
         default = "load-failed" if claim.stage == "load" else "raised"
         line = claim.line if claim.line and claim.line > 0 else None
         rule = claim.rule if _RULE.fullmatch(claim.rule) else ""
-        return charge(_FAILED.get(claim.kind, default), stage, (f"line {line}: " if line else "") + claim.message, rule=rule, line=line)
+        measured, message = None, claim.message
+        if claim.kind == "memory" and claim.peak_memory is not None:
+            measured = f"{claim.peak_memory / 2**30:.2f} GiB"
+            message = f"out of memory after a peak of {measured} (as claimed): {message}"
+        return charge(_FAILED.get(claim.kind, default), stage, (f"line {line}: " if line else "") + message, rule=rule, line=line, measured=measured)
 
     def _unexpected(self, claim: p.Frame, stage: Stage) -> Exception:
         name = type(claim).__name__.lower()
