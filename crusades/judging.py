@@ -185,8 +185,18 @@ async def _evaluate(ctx: Context, seat: Seat, judge: Judge, row: Submission) -> 
         await ctx.store.transition(row.id, Status.REVEALED, block=ctx.block, note="its source is missing from the store")
         ctx.bells.revealed.ring()
         return
-    begun = ctx.now()
-    kept = await ctx.store.begin_attempt(row.id, slot=seat.name, block=ctx.block)
+    try:
+        await _attempt(ctx, seat, judge, row, source)
+    except trio.Cancelled:  # wherever it was: also between the verdict and its writing
+        await _interrupted(ctx, seat, row)
+        raise
+
+
+async def _attempt(ctx: Context, seat: Seat, judge: Judge, row: Submission, source: Source) -> None:
+    begun, rules = ctx.now(), rules_of(ctx, seat)
+    # Where steps are anchored nothing is kept: the anchors have died with the attempt, and its runs would never be compared with them.
+    keep = not rules.hparams.profile(rules.profile).audit.anchored_runs
+    kept = await ctx.store.begin_attempt(row.id, slot=seat.name, block=ctx.block, keep_runs=keep)
     if kept is None:
         return  # the chain withdrew it meanwhile
     # Run 0 warms up in every attempt: its point is the state of this process and this card.
@@ -197,11 +207,9 @@ async def _evaluate(ctx: Context, seat: Seat, judge: Judge, row: Submission) -> 
         except OUR_FAULTS as error:
             await our_fault(ctx, seat, judge, row, error)
             return
-        except trio.Cancelled:
-            await _interrupted(ctx, seat, row)
-            raise
-    if scope.cancelled_caught:
-        return  # asked to stop after the run that was under way; `_interrupted` has written it
+    if scope.cancelled_caught:  # asked to stop after the run that was under way
+        await _interrupted(ctx, seat, row)
+        return
     await _judged(ctx, seat, judge, row, source, verdict, ctx.now() - begun)
 
 
@@ -230,13 +238,15 @@ def _progress(ctx: Context, seat: Seat, submission_id: str, words: str) -> None:
 async def _interrupted(ctx: Context, seat: Seat, row: Submission) -> None:
     """We are stopping, or the device is gone: back in front of the queue, bounded, so that a stuck disk cannot hold us up."""
     ctx.board.progress.pop(row.id, None)
-    with trio.move_on_after(FLUSH, shield=True):
+    with trio.move_on_after(FLUSH, shield=True), suppress(StoreError):  # a full disk: the next start finds it RUNNING and does the same
+        detail = await ctx.store.submission(row.id)
+        if detail is None or detail.submission.status is not Status.RUNNING:
+            return  # what becomes of it has been written
         ctx.memory[row.id] = replace(ctx.memory.get(row.id, Memory()), kept_on=seat.name)
         words = ("The validator stopped during the evaluation; it goes on after the restart." if ctx.stopping.is_set()
                  else f"The device of slot {seat.name} was lost during the evaluation; it goes on as soon as there is a slot.")
         why = Reason(code=fault("interrupted").code, stage=Stage.RUN, message=words, hint=fault("interrupted").advice)
-        with suppress(StoreError):  # a full disk: the next start finds it RUNNING and does the same
-            await ctx.store.requeue(row.id, why, block=ctx.block)
+        await ctx.store.requeue(row.id, why, block=ctx.block)
 
 
 async def _judged(ctx: Context, seat: Seat, judge: Judge, row: Submission, source: Source, verdict: Verdict, seconds: float) -> None:

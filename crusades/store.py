@@ -219,10 +219,10 @@ class Store(Questions):
         """
         return await self._write_live(partial(writes.same_program, id_=id_, sha256=sha256, fingerprint=fingerprint)) or []
 
-    async def begin_attempt(self, id_: str, *, slot: str = "", block: int | None = None) -> tuple[Run, ...] | None:
+    async def begin_attempt(self, id_: str, *, slot: str = "", block: int | None = None, keep_runs: bool = True) -> tuple[Run, ...] | None:
         """QUEUED → RUNNING, before the judge sees it. Returns the finished runs that are kept: those of an attempt that
-        was cut short on the same slot."""
-        return await self._write_live(partial(writes.begin_attempt, id_=id_, slot=slot, block=block))
+        was cut short on the same slot, unless not `keep_runs`."""
+        return await self._write_live(partial(writes.begin_attempt, id_=id_, slot=slot, block=block, keep_runs=keep_runs))
 
     async def add_run(self, id_: str, run: Run) -> bool:
         """Keep one run of the evaluation under way."""

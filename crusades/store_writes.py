@@ -50,10 +50,10 @@ async def same_program(tx: Tx, *, id_: str, sha256: str, fingerprint: str) -> li
     return [submission_of(row) for row in rows if not row.withdrawn and not (row.status == Status.FAULTED and row.hotkey == me.hotkey)]
 
 
-async def begin_attempt(tx: Tx, *, id_: str, slot: str, block: int | None) -> tuple[Run, ...]:
-    """Runs are kept on the slot that made them; on another one the evaluation starts anew."""
+async def begin_attempt(tx: Tx, *, id_: str, slot: str, block: int | None, keep_runs: bool) -> tuple[Run, ...]:
+    """Runs are kept on the slot that made them, if at all; otherwise the evaluation starts anew."""
     row = await tx.live(id_)
-    evaluation = row.evaluation + (row.attempts == 0 or row.slot != slot)
+    evaluation = row.evaluation + (row.attempts == 0 or row.slot != slot or not keep_runs)
     await tx.move(row, Status.RUNNING, block=block, note=f"on {slot}" if slot else "",
                   columns={"attempts": row.attempts + 1, "slot": slot, "evaluation": evaluation})
     return await store_reads.runs(tx.db, id_)

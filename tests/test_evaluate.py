@@ -4,6 +4,7 @@ import dataclasses
 import os
 import tempfile
 
+import msgspec
 import pytest
 from evaluate_kit import GONE, FakeCard, FakeContestant, FakeReferee, make_job, make_slot, ran
 
@@ -96,3 +97,25 @@ async def test_seeds_of_retired_exams_are_published(tmp_path):
     slot.config = dataclasses.replace(slot.config, on_retired=publish)
     await slot.evaluate(make_job())
     assert published == ["aa", "bb"]
+
+
+# ------------------------------------------------------------------------------------------------ an attempt that goes on
+
+
+async def test_a_contestant_cannot_tell_that_runs_were_kept(tmp_path):
+    seen = {}
+    for kept in (0, 1):
+        referee, done = FakeReferee(), tuple(ran(index).run for index in range(1, kept + 1))
+        verdict = await make_slot(tmp_path, referee, runs=2 + kept).evaluate(make_job(finished_runs=done))
+        seen[kept] = [order.index for order in referee.orders if isinstance(order, p.DoRun)]
+    assert [run.index for run in verdict.runs] == [1, 0, 2, 3]
+    assert seen[0] == seen[1] == [0, 1, 2]
+
+
+async def test_a_contestant_cannot_tell_a_repeated_run_from_the_next(tmp_path, monkeypatch):
+    void = iter(["", "hot", "", ""])
+    monkeypatch.setattr(evaluate, "settle", lambda ran, blame, telemetry: msgspec.structs.replace(ran, run=msgspec.structs.replace(ran.run, void=next(void))))
+    referee = FakeReferee()
+    verdict = await make_slot(tmp_path, referee).evaluate(make_job())
+    assert [run.index for run in verdict.runs] == [0, 1, 1, 2]
+    assert [order.index for order in referee.orders if isinstance(order, p.DoRun)] == [0, 1, 2, 3]
