@@ -18,17 +18,26 @@ PATIENCE = 540
 
 
 def left_behind(folder):
-    """Processes of the demo in `folder` that should be gone."""
+    """Processes of the demo in `folder` that should be gone: those that name it, and those that live in it (a referee)."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 words = (entry / "cmdline").read_bytes().split(b"\0")
+                home = os.readlink(entry / "cwd")
             except OSError:
                 continue
-            if any(str(folder).encode() in word for word in words):
+            if f"{home}/".startswith(f"{folder}/") or any(str(folder).encode() in word for word in words):
                 found.append(b" ".join(words).decode(errors="replace"))
     return found
+
+
+def test_a_process_that_only_lives_in_the_folder_is_found(tmp_path):
+    """A referee's command does not name it."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, cwd=tmp_path) as process:
+        assert len(left_behind(tmp_path)) == 1
+        process.stdin.close()
+    assert left_behind(tmp_path) == []
 
 
 @pytest.fixture(scope="module")
