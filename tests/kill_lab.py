@@ -17,7 +17,7 @@ import sqlite3
 import subprocess
 import sys
 import zlib
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -214,7 +214,8 @@ class Lab:
         path = self.state_dir / "crusades.db"
         if not path.exists():
             return []
-        with sqlite3.connect(path, timeout=10) as db:
+        # Closed, and not left to the collector: while we hold it open, a daemon that ends cannot put its log into the file.
+        with closing(sqlite3.connect(path, timeout=10)) as db:
             try:
                 return db.execute(query, args).fetchall()
             except sqlite3.OperationalError as error:

@@ -101,7 +101,9 @@ def running(tmp_path):
     """A demo whose validator is up and whose first miner has committed: (process, folder)."""
     state = tmp_path / "interrupted"
     command = [sys.executable, "-m", "crusades.cli", "demo", "--state-dir", str(state)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    # Whoever started the tests in the background may ignore Ctrl-C, and children inherit that.
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     try:
         for line in process.stderr:
             if "committed" in line:
