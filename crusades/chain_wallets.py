@@ -12,8 +12,8 @@ import bittensor_core as core  # type: ignore[import-untyped]  # a compiled modu
 from crusades.errors import ConfigError
 
 
-def open_wallet(name: str, hotkey: str, path: str, *, password: Callable[[str], str] | None = None, coldkey: bool = False) -> bt.Wallet:
-    """The wallet with its hotkey unlocked (and its coldkey, if asked). ConfigError says what to do about any problem.
+def open_wallet(name: str, hotkey: str, path: str, *, password: Callable[[str], str] | None = None) -> bt.Wallet:
+    """The wallet with its hotkey unlocked. ConfigError says what to do about any problem.
 
     `password(prompt)` is asked only for an encrypted key; without it the SDK's environment variables are looked at.
     """
@@ -22,9 +22,12 @@ def open_wallet(name: str, hotkey: str, path: str, *, password: Callable[[str], 
     except ValueError as error:
         raise ConfigError(f"bad wallet name: {error}") from error
     _unlock(wallet.hotkey_file, f"hotkey {wallet.hotkey_str!r} of wallet {wallet.name!r}", wallet.get_hotkey, password)
-    if coldkey:
-        _unlock(wallet.coldkey_file, f"coldkey of wallet {wallet.name!r}", wallet.get_coldkey, password)
     return wallet
+
+
+def unlock_coldkey(wallet: bt.Wallet, password: Callable[[str], str] | None = None) -> None:
+    """Make the coldkey usable too, as `open_wallet` does the hotkey."""
+    _unlock(wallet.coldkey_file, f"coldkey of wallet {wallet.name!r}", wallet.get_coldkey, password)
 
 
 def _unlock(file: Any, what: str, get: Callable[[str | None], Any], password: Callable[[str], str] | None) -> None:
@@ -35,7 +38,7 @@ def _unlock(file: Any, what: str, get: Callable[[str | None], Any], password: Ca
     try:
         if file.is_encrypted():
             secret = os.environ.get("BT_WALLET_PASSWORD") or core.get_password_from_environment(file.env_var_name())
-            secret = secret or (password(f"Password of the {what}: ") if password else None)
+            secret = secret or (_asked(password, what) if password else None)
             if not secret:
                 raise ConfigError(f"the {what} is encrypted: run this in a terminal, or set BT_WALLET_PASSWORD")
         get(secret)
@@ -45,6 +48,13 @@ def _unlock(file: Any, what: str, get: Callable[[str | None], Any], password: Ca
         raise ConfigError(f"the {what} cannot be read: {error.strerror or error}: check who owns {file.path}") from error
     except ValueError as error:
         raise ConfigError(f"the {what} is damaged ({error}): restore {file.path} from its mnemonic") from error
+
+
+def _asked(password: Callable[[str], str], what: str) -> str:
+    try:
+        return password(f"Password of the {what}: ")
+    except EOFError as error:
+        raise ConfigError(f"no password was given for the {what}: type it, or set BT_WALLET_PASSWORD") from error
 
 
 def _there_is(path: str) -> str:

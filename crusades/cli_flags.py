@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 
 from crusades import __version__
@@ -36,6 +37,12 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
     return int(text)
+
+
+def _receipt(text: str) -> str:
+    if re.fullmatch(r"(0|[1-9][0-9]{0,9})-(0|[1-9][0-9]{0,5})", text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no receipt: it reads BLOCK-INDEX, as 5001962-3")
+    return text
 
 
 Add = Callable[[str, str], argparse.ArgumentParser]
@@ -98,7 +105,8 @@ def _for_miners(add: Add) -> None:
     command.add_argument("--wait", action="store_true", help="follow the submission to its verdict")
     command.add_argument("--dry-run", action="store_true", help="do everything but sign")
     command.add_argument("--replace-pending", action="store_true", help="commit even though an earlier commitment is still sealed, which destroys it")
-    command.add_argument("--yes", action="store_true", help="do not ask before signing")
+    command.add_argument("--receipt", type=_receipt, metavar="BLOCK-INDEX", help="a fee that was paid and not spent (default: one that an earlier submission left, else a new transfer)")
+    command.add_argument("--yes", action="store_true", help="do not ask before signing; with --json or without a terminal nobody is asked anyway, and only a fee needs this word")
     _json_flag(command)
 
 
@@ -120,6 +128,7 @@ def _for_operators(add: Add) -> None:
     _judge_flags(command)
     command.add_argument("--out", metavar="DIR", help="results, limits and report; a stopped calibration goes on from here")
     command.add_argument("--exams", type=_positive, default=3, metavar="N", help="exams that honest variants are measured on (default: 3)")
+    command.add_argument("--sizes", metavar="S,S", help="sizes of the graded shortcuts, for example 0.01,0.1 (default: seven, from 0.005 to 0.5)")
     command.add_argument("--honest", action="append", default=[], metavar="TRAIN_PY", help="an honest submission that joins the honest population; may be repeated")
     command.add_argument("--seconds", type=float, default=0.0, metavar="S", help="stop after about this long, to be resumed (default: never)")
     command.add_argument("--write", action="store_true", help="write the limits into hparams.toml when complete")

@@ -18,15 +18,17 @@ import msgspec
 import trio
 
 from crusades import hparams
-from crusades.chain_records import CommitFacts, Committed, Failed, Included, Pruned, Sent, Unresolved
+from crusades.chain_records import CommitFacts, Committed, Failed, Included, Pruned, Receipt, Sent, Unresolved
 from crusades.chain_rows import reason
 from crusades.errors import ChainError, UsageError
+from crusades.faults import fault
 from crusades.fees import asks_fee, tao
 from crusades.payload import SEAL_OVERHEAD, format_payload
 from crusades.records import Commitment, Finding, Payload, Reason, Record, Source, Stage
+from crusades.submission_receipts import NO_RECEIPTS, Receipts, find_receipt
 from crusades.submission_tickets import Ticket, Tickets
 
-__all__ = ["Chain", "Preflight", "Ticket", "Tickets", "new_ticket", "preflight", "submit", "whereabouts"]
+__all__ = ["Chain", "Preflight", "Receipts", "Ticket", "Tickets", "new_ticket", "preflight", "submit", "whereabouts"]
 
 T = TypeVar("T")
 
@@ -47,11 +49,13 @@ class Chain(Protocol):
     network: str
     block_time: float
     genesis: str
+    missing: tuple[str, ...]
 
     async def opens_after(self, blocks: int) -> int: ...
     async def commit_facts(self, hotkey: str) -> CommitFacts: ...
     async def commit(self, payload: bytes, wallet: Any, reveal_blocks: int, *, signed: Signed | None = None) -> Committed: ...
     async def pay_fee(self, wallet: Any, *, signed: Signed | None = None) -> str: ...
+    async def receipt(self, receipt: str) -> Receipt | None: ...
     async def resolve(self, sent: Sent, *, final: bool = False) -> Included | None: ...
     async def commitments(self, block_hash: str | None = None, *, hotkey: str | None = None) -> list[Commitment]: ...
 
@@ -79,6 +83,7 @@ class Preflight(Record, frozen=True, kw_only=True):
     effects: tuple[str, ...] = ()
     """What signing will do, line by line."""
     fee_rao: int = 0
+    """What signing will pay: 0 when a receipt has paid already."""
     reveal_blocks: int = 0
     """Blocks from the commitment to its opening, as far as can be said."""
     head: int = 0
@@ -91,7 +96,7 @@ class Preflight(Record, frozen=True, kw_only=True):
 
 
 async def preflight(chain: Chain, url: str, hotkey: str, settings: hparams.Chain, *, preview: Preview, check: Check,
-                    reveal_blocks: int | None = None, replace_pending: bool = False) -> Preflight:
+                    reveal_blocks: int | None = None, replace_pending: bool = False, receipts: Receipts = NO_RECEIPTS) -> Preflight:
     """Look at the file as a validator would, and at the chain as the chain would. Sends and signs nothing.
 
     Raises FetchFault when the URL's host could not be asked, ChainError when the chain could not.
@@ -107,17 +112,28 @@ async def preflight(chain: Chain, url: str, hotkey: str, settings: hparams.Chain
         payload = Payload(sha256=source.sha256, url=url)
         findings = tuple(await trio.to_thread.run_sync(check, source.content))
         problems += _from_findings(findings)
+    facts = await chain.commit_facts(hotkey)
+    receipt, against = await find_receipt(chain, settings, receipts, payers={hotkey, facts.coldkey}, head=facts.head)
     size = 0
     if payload is not None:
+        payload = msgspec.structs.replace(payload, receipt=receipt)
         try:
-            example = payload if not asks_fee(settings) else msgspec.structs.replace(payload, receipt="4294967295-65535")
+            example = payload if receipt or not asks_fee(settings) else msgspec.structs.replace(payload, receipt="4294967295-65535")
             size = len(format_payload(example)) + SEAL_OVERHEAD
         except ValueError as error:
             problems.append(reason("payload-malformed", f"{error}"))
-    facts = await chain.commit_facts(hotkey)
-    problems += chain_problems(facts, settings, size=size, replace_pending=replace_pending)
+    unpaid = settings if receipt is None and not against else msgspec.structs.replace(settings, fee_rao=0)
+    problems += [*_incompatible(chain), *against, *chain_problems(facts, unpaid, size=size, replace_pending=replace_pending)]
     return Preflight(payload=payload, size=0 if isinstance(source, Reason) else len(source.content), problems=tuple(problems), findings=findings,
-                     effects=_effects(chain, facts, settings, blocks, size), fee_rao=settings.fee_rao, reveal_blocks=blocks, head=facts.head, hotkey=hotkey)
+                     effects=_effects(chain, facts, unpaid, blocks, size, receipt), fee_rao=unpaid.fee_rao, reveal_blocks=blocks, head=facts.head, hotkey=hotkey)
+
+
+def _incompatible(chain: Chain) -> list[Reason]:
+    """`commit` would refuse; said here, so that a dry run says so too."""
+    if not chain.missing:
+        return []
+    return [Reason(code=fault("chain-down").code, stage=Stage.CHAIN, message=f"The chain's runtime lacks {', '.join(chain.missing)}: nothing can be sent.",
+                   hint="update this program")]
 
 
 def _from_findings(findings: Sequence[Finding]) -> list[Reason]:
@@ -152,9 +168,9 @@ def chain_problems(facts: CommitFacts, settings: hparams.Chain, *, size: int, re
     return found
 
 
-def _effects(chain: Chain, facts: CommitFacts, settings: hparams.Chain, blocks: int, size: int) -> tuple[str, ...]:
+def _effects(chain: Chain, facts: CommitFacts, settings: hparams.Chain, blocks: int, size: int, receipt: str | None) -> tuple[str, ...]:
     seconds = blocks * chain.block_time
-    lines = []
+    lines = [] if receipt is None else [f"the fee is paid already: the transfer {receipt} is used, and no other is made"]
     if asks_fee(settings):
         lines.append(f"the coldkey {facts.coldkey} transfers {tao(settings.fee_rao)} to {settings.fee_address}")
     lines.append(f"the hotkey {facts.hotkey} signs Commitments.set_commitment on subnet {chain.netuid} ({chain.network}); the chain takes no fee for it")
@@ -172,24 +188,26 @@ def new_ticket(chain: Chain, seen: Preflight, reveal_blocks: int) -> Ticket:
     if seen.payload is None or not seen.ok:
         raise UsageError(f"the submission is not ready: {'; '.join(p.message for p in seen.problems)}")
     return Ticket(network=chain.network, genesis=chain.genesis, netuid=chain.netuid, hotkey=seen.hotkey, payload=seen.payload,
-                  created_at=time.time(), reveal_blocks=reveal_blocks)
+                  created_at=time.time(), reveal_blocks=reveal_blocks, stage="paid" if seen.payload.receipt else "prepared")
 
 
-async def submit(chain: Chain, wallet: Any, ticket: Ticket, tickets: Tickets, settings: hparams.Chain) -> Ticket:
+async def submit(chain: Chain, wallet: Any, ticket: Ticket, tickets: Tickets, settings: hparams.Chain, *, unlock: Callable[[], None] | None = None) -> Ticket:
     """Pay (if a fee is asked) and commit, from wherever the ticket stands. Repeating it is harmless.
+
+    `unlock` makes the wallet's coldkey usable; it is called right before a fee is paid, and never otherwise.
 
     Raises Unresolved, with the ticket saved, when nobody can say whether something sent is on chain: run it again later.
     """
     if ticket.stage == "sealed":
         ticket = tickets.save(await whereabouts(chain, ticket))
     if asks_fee(settings) and ticket.payload.receipt is None:
-        ticket = await _pay(chain, wallet, ticket, tickets)
+        ticket = await _pay(chain, wallet, ticket, tickets, unlock)
     if ticket.commit_block is None:
         ticket = await _commit(chain, wallet, ticket, tickets)
     return ticket
 
 
-async def _pay(chain: Chain, wallet: Any, ticket: Ticket, tickets: Tickets) -> Ticket:
+async def _pay(chain: Chain, wallet: Any, ticket: Ticket, tickets: Tickets, unlock: Callable[[], None] | None) -> Ticket:
     try:
         found = await _what_became(chain, ticket, "paying", final=True)
     except Pruned as error:
@@ -198,6 +216,8 @@ async def _pay(chain: Chain, wallet: Any, ticket: Ticket, tickets: Tickets) -> T
     if found is not None:
         receipt = found.extrinsic
     else:
+        if unlock is not None:
+            unlock()
         receipt, _ = await _once(ticket, tickets, "paying", "prepared", lambda signed: chain.pay_fee(wallet, signed=signed))
     paid = msgspec.structs.replace(ticket.payload, receipt=receipt)
     return tickets.save(msgspec.structs.replace(ticket, stage="paid", payload=paid, sent=None))

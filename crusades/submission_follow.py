@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import msgspec
@@ -61,8 +62,13 @@ Ask = Callable[[str], Awaitable[Remote | None]]
 def validator_api(url: str) -> str:
     """The API's base of `--url`, which may be a bare HOST:PORT. UsageError for anything else."""
     full = url if "://" in url else f"http://{url}"
-    parsed = httpx.URL(full)
-    if parsed.scheme not in ("http", "https") or not parsed.host:
+    try:
+        # Both look: httpx takes `http://[` for a name, urlsplit a name that DNS cannot have.
+        parsed, parts = httpx.URL(full), urlsplit(full)
+        good = parsed.scheme in ("http", "https") and bool(parsed.host) and (parts.port is None or parts.port > 0)
+    except (httpx.InvalidURL, ValueError):
+        good = False
+    if not good:
         raise UsageError(f"--url {url!r} is no address of a validator: give HOST:PORT or http(s)://…")
     return str(parsed).rstrip("/") + "/api/v1"
 

@@ -31,7 +31,7 @@ FLAGS = {
     "setup": ["--hparams", "--json", "--profile", "--verify"],
     "status": ["--json", "--url", "HOTKEY"],
     "store": [],
-    "submit": ["--dry-run", "--hparams", "--json", "--netuid", "--network", "--replace-pending", "--url", "--wait", *WALLET, "--yes", "URL"],
+    "submit": ["--dry-run", "--hparams", "--json", "--netuid", "--network", "--receipt", "--replace-pending", "--url", "--wait", *WALLET, "--yes", "URL"],
     "tui": ["--url"],
 }
 """Frozen: a new flag is a promise to keep it, and tuning belongs into hparams.toml. Change this list only on purpose."""

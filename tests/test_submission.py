@@ -8,11 +8,12 @@ from httpx import AsyncClient, ConnectError, MockTransport, Response
 
 from crusades import fees
 from crusades import submission as s
-from crusades.chain_records import CommitFacts, Receipt, Unresolved
+from crusades.chain_records import CommitFacts, Pruned, Receipt, Unresolved
 from crusades.errors import ChainError, UsageError
 from crusades.payload import parse_payload
 from crusades.records import Finding, Outcome, Payload, Reason, Source, Stage, Status
 from crusades.submission_follow import ask_validator, follow, validator_api
+from crusades.submission_receipts import Receipts, find_receipt, receipts_of
 
 SOURCE = Source(sha256="ab" * 32, content=b"def inner_steps(): ...\n", url=URL, fetched_at=0.0)
 FEE = msgspec.structs.replace(SETTINGS, fee_rao=2 * 10**9, fee_address="5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY")
@@ -254,7 +255,7 @@ async def test_a_seal_that_was_overwritten_meanwhile_is_told(tmp_path, autojump_
     assert last.ticket.reason.code == 1003
 
 
-@pytest.mark.parametrize("url", ["ftp://x", "http://"])
+@pytest.mark.parametrize("url", ["ftp://x", "http://", "http://[", "host:0", "host:99999", "host:port", "http://ä..", ""])
 def test_an_address_that_is_no_validators_is_a_usage_error(url):
     with pytest.raises(UsageError, match="HOST:PORT"):
         validator_api(url)
@@ -305,6 +306,61 @@ async def test_a_fee_that_was_sent_before_the_crash_is_not_paid_again(world):  #
     done = await s.submit(world.chain, world.miner, left, tickets, FEE)
     assert done.stage == "sealed"
     assert world.net.balance(FEE.fee_address) - before == FEE.fee_rao
+
+
+def with_receipt(stage, receipt="900-2", why=None, **changes):
+    made = s.Ticket(network="dev", genesis="0x", netuid=1, hotkey="5Me", payload=Payload(sha256="ab" * 32, url=URL, receipt=receipt), created_at=0.0, stage=stage,
+                    commit_block=7, reason=why and Reason(code=why[0], stage=why[1], message="m"))
+    return msgspec.structs.replace(made, **changes)
+
+
+@pytest.mark.parametrize(("stage", "why", "free"), [
+    ("paid", None, True), ("faulted", None, True), ("rejected", (1201, Stage.CHECK), True), ("rejected", (1008, Stage.CHAIN), True),
+    ("rejected", (1007, Stage.CHAIN), False), ("rejected", (1401, Stage.AUDIT), False), ("rejected", None, False),
+    ("scored", None, False), ("sealed", None, False), ("revealed", None, False), ("committing", None, False), ("running", None, False),
+])  # fmt: skip
+def test_a_receipt_is_spare_only_when_its_submission_is_known_to_have_left_it(stage, why, free):
+    assert receipts_of([with_receipt(stage, why=why)], "0x", 1, "5Me").spare == (("900-2",) if free else ())
+
+
+def test_a_receipt_that_another_ticket_holds_is_not_spare():
+    found = receipts_of([with_receipt("scored"), with_receipt("faulted"), with_receipt("paid", "901-1"), with_receipt("paid", "902-1", hotkey="5Other")], "0x", 1, "5Me")
+    assert found.spare == ("901-1",)
+    assert list(found.spent) == ["900-2"]
+
+
+class Ledger:
+    """What a chain shows for receipts."""
+
+    def __init__(self, *shown, trouble=None):
+        self.shown, self.trouble = {one.id: one for one in shown}, trouble
+
+    async def receipt(self, receipt):
+        found = self.trouble or self.shown.get(receipt)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+async def find(ledger, receipts, head=1000):
+    return await find_receipt(ledger, FEE, receipts, payers={"5Me", "5Cold"}, head=head)
+
+
+async def test_the_first_spare_receipt_that_still_pays_is_taken():
+    ledger = Ledger(RECEIPT, msgspec.structs.replace(RECEIPT, id="901-1", amount_rao=1))
+    assert await find(ledger, Receipts(spare=("901-1", "900-2"))) == ("900-2", [])
+    assert await find(ledger, Receipts(spare=("901-1",))) == (None, [])
+    assert await find(ledger, Receipts(spare=("900-2",)), head=900 + fees.WINDOW) == (None, [])
+
+
+async def test_a_receipt_that_was_spent_here_is_refused_by_name():
+    receipt, (wrong,) = await find(Ledger(RECEIPT), Receipts(named="900-2", spent={"900-2": "abc"}))
+    assert (receipt, "used by submission abc" in wrong.message) == (None, True)
+
+
+async def test_nothing_is_paid_again_while_a_node_has_forgotten_what_was_paid():
+    receipt, (wrong,) = await find(Ledger(trouble=Pruned("State already discarded")), Receipts(spare=("900-2",)))
+    assert (receipt, wrong.code, "archive" in wrong.hint) == (None, 3002, True)
 
 
 RECEIPT = Receipt(id="900-2", block=900, signer="5Cold", destination=FEE.fee_address, amount_rao=2 * 10**9, success=True)
