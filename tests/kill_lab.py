@@ -376,7 +376,7 @@ async def ended(process, patience=60.0):
         if waiting.cancelled_caught:
             process.send_signal(signal.SIGUSR1)  # faulthandler
             await trio.sleep(1.0)
-            told = Path(f"/proc/{process.pid}/fd/2").read_text(errors="replace")[-8000:]
+            told = Path(f"/proc/{process.pid}/fd/2").read_text(errors="replace")[-8000:]  # noqa: ASYNC240 - a file of this machine
             raise trio.TooSlowError(f"process {process.pid} has not ended in {patience:g} s; the end of its log:\n{told}")
     finally:
         os.close(pidfd)
