@@ -8,6 +8,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 
@@ -96,6 +97,13 @@ async def _try() -> None:
 
 def policy(settings: hparams.Sandbox = SMALL) -> Policy:
     return contestant_policy(settings)
+
+
+def card_policy() -> Policy:
+    """The policy of a slot with a card, on a machine that has none: its nodes are /dev/null's."""
+    real = contestant_policy(SMALL, gpu=0)
+    nodes = {m.inside: msgspec.structs.replace(m, host="/dev/null") for m in real.mounts if m.inside.startswith("/dev/nvidia")}
+    return msgspec.structs.replace(real, mounts=tuple(nodes.get(m.inside, m) for m in real.mounts))
 
 
 def start(source: str, channel: socket.socket, *, using: Policy | None = None, mounts=None, prelude: str = PRELUDE) -> Box:

@@ -1,15 +1,17 @@
 """The doctor on this machine, and on one with each wall taken away."""
 
 import json
+import os
 import sys
 
 import pytest
 from msgspec.structs import replace
-from sandbox_kit import needs_sandbox
+from sandbox_kit import card_policy, needs_sandbox
 
 from crusades import hparams
-from crusades.sandbox import cgroups, doctor, launch
+from crusades.sandbox import cgroups, doctor, host, launch
 from crusades.sandbox.doctor import Check
+from crusades.sandbox.identity import Identity
 from crusades.sandbox.policy import Mount, contestant_policy
 
 kernel = pytest.mark.kernel
@@ -51,6 +53,10 @@ async def test_every_mandatory_wall_stands_here():
     ("capabilities", ("--cap-drop", "ALL"), ("--cap-add", "ALL")),
     ("identity", ("--uid", "65534"), ("--uid", "0")),
     ("session", ("--new-session",), ()),
+    ("ipc namespace", ("--unshare-all",), ("--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup")),
+    ("cgroup namespace", ("--unshare-all",), ("--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-ipc")),
+    ("scratch", ("--size", str(hparams.Sandbox().tmp_bytes)), ()),
+    ("scratch", ("--size", str(1 << 30)), ()),
     ("read-only tree", ("--remount-ro", "/"), ()),
     ("read-only tree", ("--remount-ro", "/dev"), ()),
     ("environment", ("--clearenv",), ("--setenv", "WALLET_PASSWORD", "x")),
@@ -60,6 +66,47 @@ async def test_a_wall_taken_away_is_noticed(wall, words, instead, policy, monkey
     check = await probed(policy, wall)
     assert not check.ok, check.message
     assert check.fix
+
+
+@kernel
+@needs_sandbox
+async def test_a_user_namespace_taken_away_is_noticed(policy, monkeypatch):
+    """Only root can go without one."""
+    if os.geteuid() != 0:
+        without(monkeypatch, "--disable-userns")
+        assert not (await doctor._nested(policy))[0].ok
+        return
+    monkeypatch.setattr(launch, "take", lambda *_, **__: Identity(0))
+    for words in (("--unshare-all",), ("--unshare-user", "--disable-userns"), ("--uid", "65534", "--gid", "65534")):
+        without(monkeypatch, *words, instead=("--unshare-pid", "--unshare-net", "--unshare-uts") if words == ("--unshare-all",) else ())
+    assert not (await probed(policy, "user namespace")).ok
+
+
+@kernel
+@needs_sandbox
+async def test_a_descriptor_too_many_is_noticed(policy, monkeypatch, tmp_path):
+    with (tmp_path / "open").open("w") as file:
+        real = launch._Descriptors.passed
+        monkeypatch.setattr(launch._Descriptors, "passed", lambda self: (*real(self), file.fileno()))
+        assert not (await probed(policy, "descriptors")).ok
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's files of /sys open for root")
+@needs_sandbox
+async def test_being_root_of_the_host_is_noticed_and_told(policy, monkeypatch):
+    monkeypatch.setattr(launch, "take", lambda *_, **__: Identity(0, why="a reason"))
+    checks = {check.name: check for check in await doctor._probe(policy)}
+    assert (checks["root's files"].level, checks["host user"].level) == (1, 1)
+    assert "a reason" in checks["host user"].message
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's files of /sys open for root")
+@needs_sandbox
+async def test_files_of_root_in_reach_are_noticed():
+    policy = card_policy()
+    hidden = {mount.inside for mount in host.closed_mounts()}
+    checks = await doctor._probe(replace(policy, mounts=tuple(mount for mount in policy.mounts if mount.inside not in hidden)))
+    assert next(check for check in checks if check.name == "root's files").level == 2
 
 
 @kernel
@@ -94,15 +141,15 @@ async def test_a_compiler_that_is_missing_is_advice_not_a_wall(policy):
 @needs_sandbox
 async def test_namespaces_that_nest_are_noticed_behind_the_filter(policy, monkeypatch):
     without(monkeypatch, "--disable-userns")
-    assert not (await doctor._nested(policy)).ok
+    assert not (await doctor._nested(policy))[0].ok
 
 
 @kernel
 @needs_sandbox
 async def test_limits_that_do_not_bind_are_noticed(policy, monkeypatch):
     monkeypatch.setattr(doctor, "_with_limits", lambda policy, **_: policy)
-    assert not (await doctor._memory(policy)).ok
-    assert not (await doctor._processes(policy)).ok
+    for limit in (doctor._memory, doctor._processes, doctor._cpu):
+        assert not (await limit(policy))[0].ok
 
 
 async def test_without_bubblewrap_the_fix_is_to_install_it(monkeypatch):

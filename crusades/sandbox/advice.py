@@ -17,6 +17,9 @@ FIXES: dict[str, str] = {
                "by hand: systemd-run --user --scope -p Delegate=yes crusades-validator …\n"
                "in a container: start it with --cgroupns=private and a writable /sys/fs/cgroup",
     "not root": "run as a user of its own: crusades install-service makes one",
+    "host user": "run as a user of its own: crusades install-service makes one; or let other users read the environment: chmod -R go+rX FOLDER",
+    "root's files": "run as a user of its own: crusades install-service makes one",
+    "cpu limit": "crusades doctor --json   # and look into the output above: the inside did not lower its own limits",
     "python venv": "sudo apt install python3-venv",
     "tools": "sudo apt install g++ binutils openssl   # without them torch.compile fails on CPU and Triton on GPU",
     "compiler": "sudo apt install g++ binutils openssl   # without them torch.compile fails on CPU and Triton on GPU",

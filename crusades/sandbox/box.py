@@ -56,10 +56,12 @@ class Box:
     ) -> None:  # fmt: skip
         self.pid = pid
         """Host pid of the namespace's init."""
+        self.who = who
+        """Its user on the host."""
         self.limits = enforced
         """What is bounded by what."""
         self._process, self._init, self._output, self._status = process, init, output, status
-        self._group, self._who, self._sizes = group, who, limits
+        self._group, self._sizes = group, limits
         self._reported = reported
         """What bubblewrap had reported beside the pid when we met."""
         self._tail = Tail(limits.output_bytes)
@@ -192,7 +194,7 @@ class Box:
         self._cgroup_gone()
         for descriptor in (self._init, self._output, self._status):
             os.close(descriptor)
-        self._who.release()
+        self.who.release()
         self._gone.set()
 
 

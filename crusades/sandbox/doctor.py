@@ -10,10 +10,11 @@ import os
 import platform
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from crusades import hparams
 from crusades.errors import SandboxFault
 from crusades.sandbox import cgroups, host
 from crusades.sandbox.advice import advise, fix_of
+from crusades.sandbox.box import ExitStatus
+from crusades.sandbox.identity import Identity
 from crusades.sandbox.launch import spawn
 from crusades.sandbox.policy import Limits, Policy, contestant_policy
 
@@ -77,8 +80,7 @@ async def examine(gpu: int | None = None) -> list[Check]:
     checks = [*host_checks(), *device_checks(gpu)]
     try:
         policy = contestant_policy(hparams.Sandbox(), gpu=gpu)
-        checks += await _probe(policy)
-        checks += [await _memory(policy), await _processes(policy), await _nested(policy)]
+        checks += await _together(_probe, _memory, _processes, _cpu, _nested, policy=policy)
     except SandboxFault as error:
         checks.append(Check("sandbox", False, str(error), fix=advise(str(error))))
     return checks
@@ -99,7 +101,7 @@ def host_checks() -> Iterator[Check]:
     yield Check("libseccomp", library, "found" if library else "pyseccomp or libseccomp2 is missing", fix=fix_of("libseccomp"))
     yield _cgroups()
     yield _memory_room()
-    yield Check("not root", not host.is_root(), "running as root: the inside's nobody is root of the host, kept in by namespaces alone" if host.is_root()
+    yield Check("not root", not host.is_root(), "running as root: a hole in our own programs is root's, and a slot with a card needs the same user" if host.is_root()
                 else f"running as uid {os.geteuid()}", mandatory=False, fix=fix_of("not root"))  # fmt: skip
     venv = find_spec("ensurepip") is not None
     yield Check("python venv", venv, "ensurepip is there" if venv else "this Python cannot make virtual environments", mandatory=False, fix=fix_of("python venv"))
@@ -149,11 +151,36 @@ def _memory_room(wanted: int = hparams.Sandbox().memory_bytes) -> Check:
     return Check("memory", room >= wanted, words if room >= wanted else f"{words}, and gets the smaller", mandatory=False, fix=fix_of("memory"))
 
 
+async def _together(*questions: Callable[[Policy], Awaitable[list[Check]]], policy: Policy) -> list[Check]:
+    """All at once: one of them uses up a second. What cannot even be asked is told once."""
+    answers: dict[int, list[Check]] = {}
+
+    async def ask(at: int, question: Callable[[Policy], Awaitable[list[Check]]]) -> None:
+        try:
+            answers[at] = await question(policy)
+        except SandboxFault as error:
+            answers[at] = [Check("sandbox", False, str(error), fix=advise(str(error)))]
+
+    async with trio.open_nursery() as nursery:
+        for at, question in enumerate(questions):
+            nursery.start_soon(ask, at, question)
+    return list(dict.fromkeys(check for at in sorted(answers) for check in answers[at]))
+
+
+def _expected(policy: Policy) -> str:
+    """What the probes cannot know."""
+    return json.dumps({
+        "namespaces": {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in ("ipc", "cgroup")},
+        "sizes": {mount.inside: mount.size for mount in policy.mounts if mount.kind == "tmpfs"},
+        "card": [mount.inside.removeprefix("/dev/") for mount in policy.mounts if mount.inside.startswith("/dev/nvidia")],
+    })  # fmt: skip
+
+
 async def _probe(policy: Policy) -> list[Check]:
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
-            box = spawn(policy, [sys.executable, "-I", f"{GUARD}/probes.py"], channel=theirs, mounts={INSIDE: GUARD})
+            box = spawn(policy, [sys.executable, "-I", f"{GUARD}/probes.py", _expected(policy)], channel=theirs, mounts={INSIDE: GUARD})
         try:
             raw = b""
             with trio.move_on_after(PATIENCE):
@@ -163,14 +190,18 @@ async def _probe(policy: Policy) -> list[Check]:
             await box.kill()
     if not raw.endswith(b"\n"):
         return [Check("probes", False, f"they did not report: {box.output_tail()[-500:] or 'no output'}", fix=fix_of("probes"))]
-    return [
-        Check(row["wall"], row["held"], row["found"], mandatory=row["wall"] not in ADVISORY, fix="" if row["held"] else fix_of(row["wall"]))
-        for row in json.loads(raw)
-    ]
+    advisory = ADVISORY | ({"root's files"} if host.is_root() and not box.who.separate and not policy.gpu else set())
+    rows = [Check(row["wall"], row["held"], row["found"], row["wall"] not in advisory, "" if row["held"] else fix_of(row["wall"])) for row in json.loads(raw)]
+    return [_host_user(box.who), *rows]
 
 
-async def _run(policy: Policy, source: str) -> tuple[str, bool]:
-    """What a program printed last, and whether it was stopped for its memory."""
+def _host_user(who: Identity) -> Check:
+    shared = host.is_root() and not who.separate
+    return Check("host user", not shared, who.told(), mandatory=False, fix=fix_of("host user"))
+
+
+async def _run(policy: Policy, source: str) -> tuple[str, ExitStatus | None]:
+    """What a program printed last, and how it ended, if it did."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         guarded = f"import sys; sys.path.insert(0, {GUARD!r}); import limits; limits.apply()\n{source}"
@@ -179,33 +210,40 @@ async def _run(policy: Policy, source: str) -> tuple[str, bool]:
             with trio.fail_after(PATIENCE):
                 status = await box.wait()
         except trio.TooSlowError:
-            return "no end", False
+            return "no end", None
         finally:
             await box.kill()
-    return box.output_tail().strip()[-300:], status.oom_killed
+    return box.output_tail().strip()[-300:], status
 
 
-async def _memory(policy: Policy) -> Check:
+async def _memory(policy: Policy) -> list[Check]:
     small = _with_limits(policy, memory_bytes=96 * MIB)
-    said, stopped = await _run(small, "try:\n    b = bytearray(256 << 20); b[::4096] = b'x' * len(b[::4096]); print('took it')\nexcept MemoryError:\n    print('refused')")
-    held = stopped or said.endswith("refused")
-    return Check("memory limit", held, "256 MiB did not fit into a limit of 96 MiB" if held else f"256 MiB fit into a limit of 96 MiB: {said}", fix=fix_of("memory limit"))
+    said, ended = await _run(small, "try:\n    b = bytearray(256 << 20); b[::4096] = b'x' * len(b[::4096]); print('took it')\nexcept MemoryError:\n    print('refused')")
+    held = (ended is not None and ended.oom_killed) or said.endswith("refused")
+    return [Check("memory limit", held, "256 MiB did not fit into a limit of 96 MiB" if held else f"256 MiB fit into a limit of 96 MiB: {said}", fix=fix_of("memory limit"))]
 
 
-async def _processes(policy: Policy) -> Check:
+async def _processes(policy: Policy) -> list[Check]:
     small = _with_limits(policy, max_processes=24)
     said, _ = await _run(small, "import os, signal, sys\nfor n in range(64):\n    try:\n        pid = os.fork()\n    except OSError:\n        break\n"
                                 "    if not pid: signal.pause()\nprint(n, flush=True)")  # fmt: skip
     held = said.isdigit() and int(said) < 24
-    return Check("process limit", held, f"{said} of 64 children under a limit of 24", fix=fix_of("process limit"))
+    return [Check("process limit", held, f"{said} of 64 children under a limit of 24", fix=fix_of("process limit"))]
 
 
-async def _nested(policy: Policy) -> Check:
+async def _cpu(policy: Policy) -> list[Check]:
+    # A loop with an end, should nothing end it before: three seconds of CPU time.
+    said, ended = await _run(_with_limits(policy, cpu_seconds=1), "import time\nwhile time.process_time() < 3: pass\nprint('no limit')")
+    held = ended is not None and ended.signal == signal.SIGXCPU
+    return [Check("cpu limit", held, "a loop was ended after a second of CPU time" if held else f"a loop went on: {said}", fix=fix_of("cpu limit"))]
+
+
+async def _nested(policy: Policy) -> list[Check]:
     """Without the filter's help: is the namespace itself closed to nested user namespaces?"""
     opened = msgspec.structs.replace(policy, extra_calls=("unshare",))
     said, _ = await _run(opened, "import ctypes, errno\nlibc = ctypes.CDLL(None, use_errno=True)\n"
                                  "print('made one' if libc.unshare(0x10000000) == 0 else errno.errorcode[ctypes.get_errno()])")  # fmt: skip
-    return Check("nested user namespaces, without the filter", said == "ENOSPC", said, fix=fix_of("bubblewrap version"))
+    return [Check("nested user namespaces, without the filter", said == "ENOSPC", said, fix=fix_of("bubblewrap version"))]
 
 
 def _with_limits(policy: Policy, **changes: int) -> Policy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import os
 import re
@@ -11,7 +12,7 @@ import sysconfig
 from pathlib import Path
 
 from crusades.errors import SandboxFault
-from crusades.sandbox.policy import Mount
+from crusades.sandbox.policy import GPU_HIDDEN, Mount
 
 TOOLS: dict[str, str] = {
     "gcc": "Triton builds its launcher with it",
@@ -26,6 +27,10 @@ TOOLS: dict[str, str] = {
 """The only programs inside beside the interpreter."""
 RESERVE = 3 << 30
 """Bytes of the machine that are kept for the system, the daemon and the referee; half of it on a machine where this is more."""
+MOST_CLOSED = 600
+"""Files and folders that are hidden one by one, at most: so many take half a second."""
+OF_NO_USE = ("crash_notes", "crash_notes_size")
+"""Where a crashed kernel's registers would be kept, twice per core: an address that nobody without rights can use."""
 SEARCH = "/usr/bin:/usr/sbin:/bin:/sbin"
 
 
@@ -114,6 +119,44 @@ def driver_mounts() -> tuple[Mount, ...]:
     return tuple(
         Mount(p, "link to a toolkit", os.readlink(p), "link") if os.path.islink(p) else Mount(p, "GPU driver and toolkit libraries", p) for p in places
     )
+
+
+@functools.cache
+def closed_mounts(places: tuple[str, ...] = ("/sys", "/proc/sys")) -> tuple[Mount, ...]:
+    """What only its owner may read below `places`, hidden: for root's sandbox on a slot with a card, which owns it in the kernel's eyes
+    (`identity`). CUDA works for users who are not root, so it needs nothing of this. Looked for once per process.
+
+    Raises SandboxFault where there is so much of it that a sandbox would take seconds to build.
+    """
+    besides = frozenset({"/proc/sys/net", *(mount.inside for mount in GPU_HIDDEN)})  # the former is the network namespace's own
+    found = [path for place in places for path in _closed(place, besides)[0]]
+    if len(found) > MOST_CLOSED:
+        raise SandboxFault(f"root's sandbox cannot have a card here: {len(found)} files of {' and '.join(places)} would have to be hidden from it. "
+                           "Run the validator as a user of its own: crusades install-service makes one")  # fmt: skip
+    return tuple(Mount(path, "only root may read it, and on this slot the inside is root of the host", kind="hide", optional=True) for path in found)
+
+
+def _closed(folder: str, besides: frozenset[str]) -> tuple[list[str], bool]:
+    """What to hide of a folder (itself, when nothing in it is open), and whether anything in it is open."""
+    found: list[str] = []
+    something_open = False
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:
+        return [], False
+    for entry in entries:
+        if entry.is_symlink() or entry.path in besides or entry.name in OF_NO_USE:
+            continue
+        mode = entry.stat(follow_symlinks=False).st_mode
+        if entry.is_dir(follow_symlinks=False) and mode & 0o004:
+            inner, inner_open = _closed(entry.path, besides)
+            found += inner
+            something_open |= inner_open
+        elif mode & 0o004:
+            something_open = True
+        elif mode & 0o400:
+            found.append(entry.path)
+    return (found if something_open or not found else [folder]), something_open
 
 
 def library_path() -> dict[str, str]:

@@ -121,16 +121,14 @@ def bwrap_path(policy: Policy) -> str:
 
 def _tree(policy: Policy, extra: Sequence[Mount], files: Mapping[str, int]) -> list[str]:
     """bubblewrap's file operations, in order. Whatever need not be written is read-only at the end, `/`, /dev and /proc included."""
-    arguments = ["--size", str(1 << 20), "--tmpfs", "/dev", "--proc", "/proc"]
+    arguments = ["--size", str(1 << 20), "--tmpfs", "/dev", "--proc", "/proc", *(_steering() if policy.gpu else ())]
     for mount in (*policy.mounts, *extra):
         arguments += _operation(mount, files)
-    return [*arguments, *_proc_walls(policy), "--remount-ro", "/dev", "--remount-ro", "/"]
+    # cuInit writes below its own /proc/self (error 304 otherwise): with a card only what steers the machine is read-only there
+    return [*arguments, *(() if policy.gpu else ("--remount-ro", "/proc")), "--remount-ro", "/dev", "--remount-ro", "/"]
 
 
-def _proc_walls(policy: Policy) -> list[str]:
-    """/proc read-only as a whole; with a card only where it steers the machine, since cuInit writes below its own /proc/self (error 304 otherwise)."""
-    if not policy.gpu:
-        return ["--remount-ro", "/proc"]
+def _steering() -> list[str]:
     present = [path for path in PROC_STEERING if os.path.exists(path)]
     return [word for path in present for word in ("--ro-bind", path, path)]
 

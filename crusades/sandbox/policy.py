@@ -118,11 +118,20 @@ HIDDEN: tuple[Mount, ...] = tuple(
         ("/proc/acpi", "hardware switches"),
         ("/proc/scsi", "hardware switches"),
         ("/proc/asound", "of no use here"),
+        ("/proc/kpagecgroup", "physical memory layout"),
+        ("/proc/slabinfo", "the kernel's allocator, which exploits groom; open to uid 0 of the host"),
+        ("/proc/vmallocinfo", "kernel addresses; the same"),
+        ("/proc/pagetypeinfo", "the page allocator; the same"),
+        ("/proc/kmsg", "the kernel log"),
+        ("/proc/tty/driver", "the machine's serial lines"),
+        ("/proc/interrupts", "counts of the host's interrupts: a side channel to keystrokes and traffic"),
+        ("/proc/softirqs", "the same"),
+        ("/proc/1", "bubblewrap's init: on a slot with a card, where /proc is not read-only, whoever writes its memory forges the exit code"),
     )
 )
 """Parts of /proc that the kernel does not separate by namespace. /proc as a whole is read-only besides."""
 
-PROC_STEERING = ("/proc/sys", "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sysrq-trigger")
+PROC_STEERING = ("/proc/sys", "/proc/bus", "/proc/driver", "/proc/fs", "/proc/irq", "/proc/sysrq-trigger")
 """What uid 0 of the host may write without capabilities, and so could a sandbox that root started: always read-only."""
 
 GPU_HIDDEN: tuple[Mount, ...] = tuple(
@@ -181,7 +190,7 @@ def contestant_policy(settings: hparams.Sandbox, *, gpu: int | None = None) -> P
     from crusades.sandbox import host  # here, not above: this module stays importable as pure data
 
     system = tuple(m for m in SYSTEM_MOUNTS if gpu is None or not m.inside.startswith("/sys/"))
-    card = () if gpu is None else (*gpu_mounts(gpu), *host.driver_mounts())
+    card = () if gpu is None else (*gpu_mounts(gpu), *host.driver_mounts(), *(host.closed_mounts() if host.is_root() else ()))
     return Policy(
         # scratch first: an interpreter may live below /tmp, and what is mounted later lies on top
         mounts=(*scratch_mounts(settings.tmp_bytes), *host.interpreter_mounts(), *system, *host.tool_mounts(), *card, *DEVICE_MOUNTS, *HIDDEN),

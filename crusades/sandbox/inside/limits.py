@@ -14,6 +14,8 @@ import struct
 
 LIMITS_VARIABLE = "CRUSADES_LIMITS"
 """JSON object, name of a resource without RLIMIT_ → soft and hard limit."""
+CPU_GRACE = 5
+"""Seconds between the signal that names the CPU limit and the one that cannot be caught."""
 WRITABLE = ("/tmp", "/dev/shm")
 _CREATE, _ADD, _RESTRICT = 444, 445, 446
 """Landlock's calls: the same numbers on every architecture."""
@@ -56,7 +58,9 @@ def _lower(name: str, value: int) -> str:
     _, hard = resource.getrlimit(kind)
     if hard != resource.RLIM_INFINITY:
         value = min(value, hard)
-    resource.setrlimit(kind, (value, value))
+    # At the hard limit of CPU time comes SIGKILL, which says nothing; SIGXCPU must come before.
+    above = value + CPU_GRACE if name == "CPU" and hard == resource.RLIM_INFINITY else value
+    resource.setrlimit(kind, (value, above))
     return str(value)
 
 

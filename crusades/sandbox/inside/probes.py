@@ -1,4 +1,7 @@
-"""Inside: run into every wall and say what happened. Run as `python -I probes.py`; answers with one JSON list on the channel.
+"""Inside: run into every wall and say what happened. Run as `python -I probes.py EXPECTED`; answers with one JSON list on the channel.
+
+EXPECTED is a JSON object of what only the host knows: `namespaces` (name → the host's own), `sizes` (scratch folder → bytes),
+`card` (its nodes). What it does not name is held to be down.
 
 Each probe tries something that hostile code would try, in a form that has no effect should it get through: a bad
 descriptor, a null pointer, a descriptor that is closed at once. Calls that the filter answers with death are made in a
@@ -7,32 +10,35 @@ child. Nothing here knows how the walls are made.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import functools
 import json
 import os
-import platform
-import signal
+import re
+import resource
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import limits  # neighbours in this folder, which an isolated interpreter does not look into
+from probes_calls import hostile_calls, nested_namespaces
 
 CHANNEL = 3
-_libc = ctypes.CDLL(None, use_errno=True)
-_NUMBERS = {
-    "x86_64": {"ptrace": 101, "process_vm_readv": 310, "bpf": 321, "keyctl": 250, "mount": 165, "unshare": 272, "setns": 308, "userfaultfd": 323,
-               "perf_event_open": 298, "io_uring_setup": 425, "open_by_handle_at": 304, "init_module": 175, "clone3": 435, "seccomp": 317, "clone": 56},
-    "aarch64": {"ptrace": 117, "process_vm_readv": 270, "bpf": 280, "keyctl": 219, "mount": 40, "unshare": 97, "setns": 268, "userfaultfd": 282,
-                "perf_event_open": 241, "io_uring_setup": 425, "open_by_handle_at": 265, "init_module": 105, "clone3": 435, "seccomp": 277, "clone": 220},
-}  # fmt: skip
-SYSCALLS: dict[str, int] = _NUMBERS.get(platform.machine(), {})
-_CLONE_NEWUSER = 0x10000000
 _HOST_FILES = ("/etc/shadow", "/etc/ssh", "/etc/ssl/private", "/root/.ssh", "/root/.bittensor", "/home", "/var/lib", "/var/run", "/run", "/proc/1/root/etc/shadow",
                "/proc/self/root/etc/shadow", "/boot", "/mnt", "/srv", "/etc/hostname", "/etc/resolv.conf", "/proc/kcore", "/proc/keys")  # fmt: skip
+_OWN_PROCESSES = re.compile(r"/proc/(\d+|self|thread-self|sys/net)$")
+"""Ours to read: processes of this sandbox, and settings of its own network namespace."""
+_OF_NO_USE = ("crash_notes", "crash_notes_size")
+"""An address per core of where a crashed kernel would keep its registers."""
 _EXPECTED_DEVICES = {"null", "zero", "full", "random", "urandom", "fd", "stdin", "stdout", "stderr", "shm"}
+
+
+expected: dict[str, Any] = {}
+"""What the host told us to find."""
 
 
 class Result(NamedTuple):
@@ -56,19 +62,6 @@ def _all_refused(calls: dict[str, Callable[[], object]]) -> tuple[bool, str]:
     got = {name: _refused(call) for name, call in calls.items()}
     through = [f"{name} {found}" for name, (held, found) in got.items() if not held]
     return not through, "; ".join(through) or ", ".join(sorted({found for _, found in got.values()}))
-
-
-def _raw(name: str, *arguments: object) -> str:
-    """Make a raw call in a child; how it ended: the name of an errno, a signal, or "passed"."""
-    child = os.fork()
-    if child == 0:
-        result = _libc.syscall(SYSCALLS[name], *arguments)
-        os._exit(0 if result >= 0 else min(ctypes.get_errno(), 255))
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        return signal.Signals(os.WTERMSIG(status)).name
-    code = os.WEXITSTATUS(status)
-    return errno.errorcode.get(code, str(code)) if code else "passed"
 
 
 def identity() -> tuple[bool, str]:
@@ -103,9 +96,24 @@ def _make_socket(family: int) -> None:
     socket.socket(family, socket.SOCK_STREAM).close()
 
 
-def ipc_and_host_name() -> tuple[bool, str]:
+def host_name() -> tuple[bool, str]:
     """The host's name is not ours to know (a sign that the UTS namespace is private)."""
     return os.uname().nodename == "sandbox", f"host name {os.uname().nodename!r}"
+
+
+def ipc_namespace() -> tuple[bool, str]:
+    """Shared memory and message queues of the host are not in sight."""
+    return _own_namespace("ipc")
+
+
+def cgroup_namespace() -> tuple[bool, str]:
+    """The host's tree of control groups is not in sight."""
+    return _own_namespace("cgroup")
+
+
+def _own_namespace(kind: str) -> tuple[bool, str]:
+    ours, theirs = os.readlink(f"/proc/self/ns/{kind}"), expected.get("namespaces", {}).get(kind)
+    return theirs is not None and ours != theirs, f"{ours}; the host's is {theirs}"
 
 
 def capabilities() -> tuple[bool, str]:
@@ -139,6 +147,36 @@ def _has_content(path: str) -> bool:
         return False
 
 
+def roots_files() -> tuple[bool, str]:
+    """What the host's root keeps to itself in /sys and /proc is closed. Opened only, never read: reading some of it changes the machine."""
+    tried, reached = 0, []
+    for top in ("/sys", "/proc"):
+        for folder, folders, files in os.walk(top):
+            folders[:] = [name for name in folders if not _OWN_PROCESSES.fullmatch(f"{folder}/{name}")]
+            for path in (f"{folder}/{name}" for name in files if name not in _OF_NO_USE):
+                if _owner_reads_alone(path):
+                    tried += 1
+                    reached += [path] if not _refused(functools.partial(_open_and_close, path))[0] else []
+    return not reached, f"reached {reached[:5]}, {len(reached)} in all" if reached else f"{tried} tried, none reached"
+
+
+def _owner_reads_alone(path: str) -> bool:
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return False
+    return stat.S_ISREG(mode) and bool(mode & 0o400) and not mode & 0o004
+
+
+def _open_and_close(path: str, how: int = os.O_RDONLY) -> None:
+    os.close(os.open(path, how | os.O_NONBLOCK))
+
+
+def init_process() -> tuple[bool, str]:
+    """bubblewrap's own process, which reports how the program ended, cannot be written."""
+    return _refused(lambda: _open_and_close("/proc/1/mem", os.O_RDWR))
+
+
 def read_only() -> tuple[bool, str]:
     """Nothing can be changed but the scratch folders."""
     places: tuple[str, ...] = ("/", "/dev", "/etc", "/usr/lib", "/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger", "/proc/irq", "/inside/guard", sys.prefix,
@@ -157,22 +195,23 @@ def read_only() -> tuple[bool, str]:
 
 
 def scratch() -> tuple[bool, str]:
-    """/tmp can be written and is a tmpfs with a size."""
-    here = os.statvfs("/tmp")
-    with open("/tmp/.probe", "wb") as file:
-        file.write(b"x")
-    os.unlink("/tmp/.probe")
-    size = here.f_blocks * here.f_frsize
-    return 0 < size < 1 << 40 and here.f_files < 1 << 40, f"/tmp holds {size >> 20} MiB"
+    """/tmp and /dev/shm can be written, and hold as much as they should."""
+    found = {}
+    for folder in ("/tmp", "/dev/shm"):
+        _open_and_close(f"{folder}/.probe", os.O_WRONLY | os.O_CREAT)
+        os.unlink(f"{folder}/.probe")
+        here = os.statvfs(folder)
+        found[folder] = here.f_blocks * here.f_frsize
+    wanted = expected.get("sizes", {})
+    held = all(0 <= found[folder] - wanted.get(folder, -1) < resource.getpagesize() for folder in found)
+    return held, ", ".join(f"{folder} holds {size >> 20} MiB" for folder, size in found.items())
 
 
 def devices() -> tuple[bool, str]:
-    """Only the agreed device nodes."""
+    """Only the agreed device nodes: of cards, the slot's own."""
     extra = {name for name in os.listdir("/dev") if name not in _EXPECTED_DEVICES}
-    cards = {name for name in extra if name in ("nvidiactl", "nvidia-uvm") or (name.startswith("nvidia") and name[6:].isdigit())}
-    one_card = sum(name[6:].isdigit() for name in cards) <= 1
     made, found = _refused(lambda: os.mknod("/tmp/.probe-node", 0o20600, os.makedev(1, 1)))
-    return extra == cards and one_card and made, f"beside the usual: {sorted(extra) or 'none'}; mknod: {found}"
+    return extra == set(expected.get("card", ())) and made, f"beside the usual: {sorted(extra) or 'none'}; mknod: {found}"
 
 
 def environment() -> tuple[bool, str]:
@@ -200,42 +239,8 @@ def _is_open(number: int) -> bool:
     return True
 
 
-def nested_namespaces() -> tuple[bool, str]:
-    """No user namespace inside this one: it would give capabilities back."""
-    got = {
-        "unshare": _raw("unshare", _CLONE_NEWUSER),
-        "clone": _raw("clone", _CLONE_NEWUSER | signal.SIGCHLD, 0, 0, 0, 0),
-        "clone3": _raw("clone3", 0, 0),
-        "setns": _raw("setns", -1, 0),
-    }
-    with open("/proc/sys/user/max_user_namespaces", encoding="ascii") as file:
-        allowed = int(file.read())
-    return "passed" not in got.values() and got["clone3"] == "ENOSYS", f"{got}, the namespace allows {allowed}"
-
-
-def hostile_calls() -> tuple[bool, str]:
-    """Calls that no honest program makes: death, or EPERM; never an answer of the kernel's own (EFAULT, EBADF, EINVAL …)."""
-    got = {
-        "ptrace": _raw("ptrace", 17, 0, 0, 0),
-        "process_vm_readv": _raw("process_vm_readv", 1, 0, 0, 0, 0, 0),
-        "bpf": _raw("bpf", 0, 0, 0),
-        "keyctl": _raw("keyctl", 0, -3, 0),
-        "mount": _raw("mount", 0, 0, 0, 0, 0),
-        "userfaultfd": _raw("userfaultfd", -1),
-        "init_module": _raw("init_module", 0, 0, 0),
-        "perf_event_open": _raw("perf_event_open", 0, 0, -1, -1, 0),
-        "io_uring_setup": _raw("io_uring_setup", 1, 0),
-        "open_by_handle_at": _raw("open_by_handle_at", -1, 0, 0),
-        "seccomp": _raw("seccomp", 1, 0, 0),
-    }
-    through = {name: how for name, how in got.items() if how not in ("SIGSYS", "EPERM")}
-    return not through, f"reached the kernel: {through}" if through else ", ".join(f"{name} {how}" for name, how in got.items())
-
-
 def landlock() -> tuple[bool, str]:
     """The second opinion is there (advisory: kernels before 5.13 lack it)."""
-    import limits  # a neighbour in this folder, found when run as a script
-
     answer = limits.apply().get("landlock", "")
     return answer.startswith("ABI"), answer
 
@@ -257,10 +262,14 @@ PROBES: dict[str, Callable[[], tuple[bool, str]]] = {
     "user namespace": user_namespace,
     "pid namespace": pid_namespace,
     "network": network,
-    "uts namespace": ipc_and_host_name,
+    "uts namespace": host_name,
+    "ipc namespace": ipc_namespace,
+    "cgroup namespace": cgroup_namespace,
     "capabilities": capabilities,
     "session": session,
     "host files": host_files,
+    "root's files": roots_files,
+    "init": init_process,
     "read-only tree": read_only,
     "scratch": scratch,
     "devices": devices,
@@ -287,6 +296,6 @@ def run() -> list[Result]:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    expected.update(json.loads(sys.argv[1]))
     with socket.socket(fileno=CHANNEL) as channel:
         channel.sendall(json.dumps([result._asdict() for result in run()]).encode() + b"\n")
