@@ -33,9 +33,10 @@ import trio
 
 from crusades import chain_read as read
 from crusades import hparams
+from crusades.chain_archive import Archives
 from crusades.chain_link import Bridge, Link, Refused
 from crusades.chain_networks import DEV_GENESIS, endpoints_of, wrong_chain
-from crusades.chain_node import Node, classify, dial, hang_up, is_pruned
+from crusades.chain_node import Node, classify, dial, hang_up, is_trouble
 from crusades.chain_read import State
 from crusades.chain_records import ChainFacts, CommitFacts, Committed, Failed, Head, Included, Owner, Pruned, Receipt, Sent, Unresolved
 from crusades.chain_rows import Sightings, order, rows_of
@@ -76,7 +77,9 @@ class Chain:
         self._reading = trio.Lock()
         self._unsettled: Sent | None = None
         endpoints, archives = endpoints_of(network, settings)
-        self._link = Link(bridge, endpoints, dial=partial(dial, network, archives, lambda: self.genesis), hang_up=hang_up, classify=classify,
+        known = Archives(archives, dial=partial(dial, network, None, lambda: self.genesis), hang_up=hang_up, is_trouble=is_trouble,
+                         patience=settings.call_deadline / 2, rest=settings.redial_max)
+        self._link = Link(bridge, endpoints, dial=partial(dial, network, known, lambda: self.genesis), hang_up=hang_up, classify=classify,
                           call_deadline=settings.call_deadline, redial_first=settings.redial_first, redial_max=settings.redial_max)
         self._sender = Sender(self)
 
@@ -311,21 +314,19 @@ class Chain:
         return (await self._sender.send(call, wallet.coldkey, "the fee", signed, final=True)).extrinsic
 
     async def receipt(self, receipt: str) -> Receipt | None:
-        """The transfer that a receipt `<block>-<index>` names; None when there is none. Pruned when the node forgot the block."""
+        """The transfer that a receipt `<block>-<index>` names; None when there is none. Pruned when every endpoint forgot the
+        block, NoArchive while one that may know it cannot be asked."""
         number, index = (int(part) for part in receipt.split("-"))
 
-        async def ask(node: Node) -> Receipt | None:
-            if number > int((await node.rpc("chain_getHeader"))["number"], 16):
-                return None
+        async def show(node: Node) -> Receipt | None:
             block_hash = await node.block_hash(number)
             return await read.receipt(await node.state(block_hash), block_hash, number, index)
 
-        try:
-            return await self.call(ask)
-        except ChainError as error:
-            if is_pruned(str(error)):
-                raise Pruned(str(error)) from error
-            raise
+        async def ask(node: Node) -> Receipt | None:
+            # The head is this node's word: an archive that lags does not know the block, which is no "there is none".
+            return None if number > int((await node.rpc("chain_getHeader"))["number"], 16) else await node.or_archive(show)
+
+        return await self.call(ask)
 
     # -- what was sent -----------------------------------------------------------------------------------
 

@@ -59,10 +59,10 @@ def place(endpoint: str) -> str:
 class Link(Generic[C]):
     """The connection, or the absence of one. All methods run on the trio thread."""
 
-    def __init__(self, bridge: Bridge, endpoints: Sequence[str], *, dial: Callable[[Sequence[str]], Awaitable[C]],
+    def __init__(self, bridge: Bridge, endpoints: Sequence[str], *, dial: Callable[[str], Awaitable[C]],
                  hang_up: Callable[[C], Awaitable[None]], classify: Callable[[Exception], Trouble | None],
                  call_deadline: float, redial_first: float, redial_max: float) -> None:
-        """`dial(endpoints)` and `hang_up(connection)` make coroutines for the bridge; `classify` gives None for a bug."""
+        """`dial(endpoint)` and `hang_up(connection)` make coroutines for the bridge; `classify` gives None for a bug."""
         self._bridge = bridge
         self._endpoints = list(endpoints)
         for endpoint in endpoints:
@@ -145,7 +145,7 @@ class Link(Generic[C]):
                     raise ChainError(f"{self.endpoint} gave no answer within {limit:g} s ({self.problem})")
                 self.dials += 1
                 try:
-                    self._connection = await self._bridge.run(partial(self._dial, tuple(self._endpoints)), deadline=left)
+                    self._connection = await self._bridge.run(partial(self._dial, self.endpoint), deadline=left)
                     log.info("connected to %s", self.endpoint)
                 except trio.TooSlowError:
                     self._note(f"{self.endpoint} did not finish the connection within {left:.1f} s")

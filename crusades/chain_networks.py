@@ -15,13 +15,14 @@ DEV_GENESIS = "0x" + b"crusades-devnet\0".hex()
 
 
 def endpoints_of(network: str, settings: hparams.Chain) -> tuple[list[str], list[str]]:
-    """(endpoints in order, archive endpoints). ConfigError for an unknown network."""
+    """(endpoints in order, those that are asked for what one has forgotten). ConfigError for an unknown network."""
     if network == "dev":
         return [os.environ.get("CRUSADES_DEV_URL", DEV_URL)], []
     if not network.startswith(("ws://", "wss://")) and network not in ("finney", "test", "local"):
         raise ConfigError(f"unknown network {network!r}: use finney, test, local, dev or a ws:// address")
     label, own = sdk.resolve_endpoint(network)
-    return list(dict.fromkeys([own, *settings.endpoints, *sdk.default_fallback_endpoints(label)])), sdk.default_archive_endpoints(label)
+    endpoints = dict.fromkeys([own, *settings.endpoints, *sdk.default_fallback_endpoints(label)])
+    return list(endpoints), list(dict.fromkeys([*settings.endpoints, *sdk.default_archive_endpoints(label)]))
 
 
 def wrong_chain(network: str, genesis: str) -> str | None:

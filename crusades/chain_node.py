@@ -7,22 +7,32 @@ says how, and how an error of the SDK reads.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable
+from functools import partial
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeVar
 
 import bittensor as bt
 import bittensor_core as core  # type: ignore[import-untyped]  # a compiled module without stubs
 from bittensor import settings as sdk
-from bittensor._transport.errors import MaxRetriesExceeded, RpcPolicyRejection, StateDiscardedError, SubstrateRequestException
+from bittensor._transport.errors import (
+    ExtrinsicNotFound,
+    MaxRetriesExceeded,
+    RpcPolicyRejection,
+    StateDiscardedError,
+    SubstrateRequestException,
+)
 from bittensor.result import chain_error_from_substrate_request
 
+from crusades.chain_archive import Archives
 from crusades.chain_link import Refused, Trouble
 from crusades.chain_needs import missing
 from crusades.chain_networks import wrong_chain
 from crusades.chain_read import State, unhex
 from crusades.chain_records import Failed, Head, Included, Pruned, Sent
-from crusades.errors import ChainError, ConfigError
+from crusades.errors import ChainError, ConfigError, CrusadesError
+
+T = TypeVar("T")
 
 NOT_TAKEN = (-32601, -32602)
 """JSON-RPC codes that, beside the pool's own 1000 to 1999, prove that a submission was not taken: no such method, bad params."""
@@ -31,8 +41,8 @@ NOT_TAKEN = (-32601, -32602)
 class Node:
     """One connection with the codecs of its runtimes. Everything here runs on the asyncio thread."""
 
-    def __init__(self, substrate: bt.RpcSubstrate) -> None:
-        self.substrate = substrate
+    def __init__(self, substrate: bt.RpcSubstrate, archives: Archives[Node] | None = None) -> None:
+        self.substrate, self._archives = substrate, archives
         self.client = bt.Client(substrate=substrate)
         self.genesis = ""
         self.spec = 0
@@ -101,13 +111,20 @@ class Node:
         return await self.substrate.runtime_call(api, method, params, block_hash)
 
     async def old_values(self, pallet: str, item: str, keys: list[list[Any]], block_hash: str) -> list[Any]:
-        """Decoded values at an older block: the SDK asks its archive endpoints when the node has pruned it."""
+        """Decoded values at an older block, from an archive where this node has pruned it. Raises Pruned and NoArchive."""
+        async def ask(node: Node) -> list[Any]:
+            return list(await node.substrate.query_batch(pallet, item, keys, block_hash))
+
+        return await self.or_archive(ask)
+
+    async def or_archive(self, question: Callable[[Node], Awaitable[T]]) -> T:
+        """What `question(node)` gives here, or at an archive when this node has forgotten. Raises Pruned and NoArchive."""
         try:
-            return list(await self.substrate.query_batch(pallet, item, keys, block_hash))
-        except bt.ChainError as error:
-            if is_pruned(str(error)):
-                raise Pruned(str(error)) from error
-            raise
+            return await _or_pruned(question, self)
+        except Pruned:
+            if self._archives is None:
+                raise
+        return await self._archives.ask(partial(_or_pruned, question), but=self.substrate.endpoint)
 
     def lacking(self) -> tuple[str, ...]:
         """What the runtime at the best head lacks of what we use."""
@@ -148,6 +165,8 @@ class Node:
             await asyncio.wait({pump}, timeout=0.2)
         if pump is not None and pump.done() and not pump.cancelled():
             pump.exception()  # it has been told already, or nobody cares any more
+        if self._archives is not None:
+            await self._archives.close()
         await self.substrate.close()
 
     async def submit(self, data: str) -> None:
@@ -167,7 +186,10 @@ class Node:
             raise Refused(in_words(chain_error_from_substrate_request(error))) from error
 
     async def holds(self, sent: Sent, number: int) -> Included | None:
-        """The extrinsic, if block `number` holds it. ChainError when it is there and failed."""
+        """The extrinsic, if block `number` holds it. Failed when it is there and failed; ChainError when nobody can tell."""
+        return await self.or_archive(lambda node: node._holds(sent, number))
+
+    async def _holds(self, sent: Sent, number: int) -> Included | None:
         block_hash = await self.block_hash(number)
         answer = await self.rpc("chain_getBlock", block_hash)
         if answer is None:
@@ -175,16 +197,24 @@ class Node:
         if sent.hash not in ("0x" + blake2b(unhex(raw), digest_size=32).hexdigest() for raw in answer["block"]["extrinsics"]):
             return None
         try:
-            result = await self.substrate.find_extrinsic(sent.hash, block_hash)
-        except bt.ChainError as error:
-            if is_pruned(str(error)):
-                raise Pruned(f"{sent.what} is in block {number}, but the node no longer knows what became of it") from error
-            raise
-        if result is None:
-            return None
-        if not result.success:
-            raise Failed(f"the chain refused {sent.what} in block {number}: {in_words(result.error or bt.ChainError(result.message))}")
-        return Included(block=number, block_hash=block_hash, extrinsic=f"{number}-{int(str(result.extrinsic_id).rpartition('-')[2])}")
+            report = await self.substrate.raw.resolve_extrinsic(sent.hash, block_hash)
+        except ExtrinsicNotFound as error:
+            raise ChainError(f"no clear answer: {sent.what} is in block {number}, and the node now says that it is not") from error
+        if report.is_success:
+            return Included(block=number, block_hash=block_hash, extrinsic=f"{number}-{report.extrinsic_idx}")
+        if report.error_message is None:  # no event says that it failed: that is no failure, and sending again would be wrong
+            raise ChainError(f"no clear answer: {sent.what} is in block {number}, and the node does not show what became of it")
+        raise Failed(f"the chain refused {sent.what} in block {number}: {_failure(report.error_message)}")
+
+
+async def _or_pruned(question: Callable[[Node], Awaitable[T]], node: Node) -> T:
+    """The answer; whatever the SDK calls forgotten state is Pruned."""
+    try:
+        return await question(node)
+    except (bt.ChainError, SubstrateRequestException) as error:
+        if is_pruned(str(error)):
+            raise Pruned(str(error)) from error
+        raise
 
 
 def is_pruned(text: str) -> bool:
@@ -197,16 +227,24 @@ def in_words(error: bt.ChainError) -> str:
     return " ".join(word for word in words if word)
 
 
-async def dial(network: str, archives: Sequence[str], genesis: Callable[[], str], endpoints: Sequence[str]) -> Node:
-    node = Node(bt.RpcSubstrate(endpoints[0], fallback_endpoints=list(endpoints[1:]), archive_endpoints=list(archives)))
+def _failure(details: Any) -> str:
+    """Why an extrinsic failed, of the SDK's report."""
+    name, docs = (details.get("name"), details.get("docs")) if isinstance(details, dict) else (None, str(details))
+    text = " ".join(docs) if isinstance(docs, list) else str(docs or name or details)
+    return in_words(bt.ChainError(text, name))
+
+
+async def dial(network: str, archives: Archives[Node] | None, genesis: Callable[[], str], endpoint: str) -> Node:
+    """A connection to one endpoint, of the chain that we are on. The SDK gets no other endpoint to move on to by itself: each
+    is checked here before it is believed."""
+    node = Node(bt.RpcSubstrate(endpoint), archives)
     try:
         await node.begin()
-        where = node.substrate.raw.current_endpoint
         if problem := wrong_chain(network, node.genesis):
             error = ChainError if genesis() else ConfigError
-            raise error(f"{where} is not the chain of --network {network}: {problem}")
+            raise error(f"{endpoint} is not the chain of --network {network}: {problem}")
         if genesis() not in ("", node.genesis):
-            raise ChainError(f"{where} is another chain than before: its genesis is {node.genesis}, not {genesis()}")
+            raise ChainError(f"{endpoint} is another chain than before: its genesis is {node.genesis}, not {genesis()}")
     except BaseException:
         await node.substrate.close()
         raise
@@ -232,3 +270,8 @@ def classify(error: Exception) -> Trouble | None:
     if isinstance(error, ValueError | TypeError | LookupError | AttributeError):
         return Trouble.NONSENSE
     return None
+
+
+def is_trouble(error: Exception) -> bool:
+    """Whether an endpoint is to blame, and not a bug of ours."""
+    return isinstance(error, CrusadesError) or classify(error) is not None

@@ -7,16 +7,19 @@ takes a `State`, so everything it returns was true at one block.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from crusades.chain_records import CommitFacts, Owner, Pruned, Receipt
+from crusades.chain_records import CommitFacts, NoArchive, Owner, Pruned, Receipt
 from crusades.chain_rows import HotkeyState, Live, Reveal, Sightings, decode_reveals, read_live
 from crusades.chain_weights import Epoch, OnChainWeights, WeightsFacts, owner_uid
 from crusades.errors import ChainError, ChainIncompatible
 from crusades.records import Neuron
+
+log = logging.getLogger("crusades.chain")
 
 BATCH = 400
 """Storage keys asked for in one request."""
@@ -43,7 +46,7 @@ class Node(Protocol):
         ...
 
     async def old_values(self, pallet: str, item: str, keys: list[list[Any]], block_hash: str) -> list[Any]:
-        """Decoded values at an older block, from an archive endpoint where there is one. Raises Pruned."""
+        """Decoded values at an older block, from an archive endpoint where there is one. Raises Pruned and NoArchive."""
         ...
 
 
@@ -194,11 +197,17 @@ async def look_up(state: State, netuid: int, states: Iterable[HotkeyState], seen
                 seen.remember(one.hotkey, reveal, one.last_commitment, final=final)
             else:
                 wanted[reveal.block].append((one.hotkey, reveal))
-    now = sorted(wanted, reverse=True)[:LOOKUPS]
-    for block in now:
-        for (hotkey, reveal), commit_block in zip(wanted[block], await _live_before(state, netuid, wanted[block], block), strict=True):
+    late = set(wanted)
+    for block in sorted(wanted, reverse=True)[:LOOKUPS]:
+        try:
+            found = await _live_before(state, netuid, wanted[block], block)
+        except NoArchive as error:  # older blocks would fare no better; what needs no archive is shown meanwhile
+            log.debug("%s", error)
+            break
+        for (hotkey, reveal), commit_block in zip(wanted[block], found, strict=True):
             seen.remember(hotkey, reveal, commit_block, final=final)
-    return {(hotkey, block) for block in wanted.keys() - set(now) for hotkey, _ in wanted[block]}
+        late.discard(block)
+    return {(hotkey, block) for block in late for hotkey, _ in wanted[block]}
 
 
 async def _live_before(state: State, netuid: int, rows: Sequence[tuple[str, Reveal]], block: int) -> list[int | None]:

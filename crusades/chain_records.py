@@ -116,6 +116,10 @@ class Pruned(ChainError):
     """The node no longer keeps the state or block that was asked for; an archive endpoint does."""
 
 
+class NoArchive(ChainError):
+    """The node has pruned what was asked for, and an endpoint that may still have it cannot be asked just now."""
+
+
 class Expired(ChainError):
     """An extrinsic was never included and can no longer be: sending again is safe."""
 

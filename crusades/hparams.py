@@ -59,7 +59,7 @@ class Chain(Section, frozen=True, kw_only=True):
     """Owned by `chain`. Times in seconds, spans in blocks."""
 
     endpoints: tuple[str, ...] = ()
-    """Fallback websocket endpoints, tried in order after the network's own."""
+    """Fallback websocket endpoints, tried in order after the network's own; also asked for old blocks that a node has pruned."""
     call_deadline: Positive = 30.0
     """Every call to the node ends within this many seconds, answered or not."""
     redial_first: Positive = 0.5
@@ -205,7 +205,8 @@ class Profile(Section, frozen=True, kw_only=True):
     weight_decay: NotNegative = 0.1
     device: Literal["cpu", "cuda"] = "cuda"
     guaranteed_bytes: Whole = 0
-    """Device memory a submission may count on beside weights and moments; 0 = whatever is left."""
+    """Device memory that a submission finds free when it starts, beside weights and moments, for everything of its process, its
+    CUDA context too. What a card has beyond is held, so that every card gives the same; 0 = whatever is left."""
     attention_flops: bool = False
     """Add the PaLM attention term to 6·N FLOPs per token."""
     peak_tflops: NotNegative = 0.0
@@ -311,4 +312,6 @@ def _read(table: dict[str, Any]) -> HParams:
         profile = checks.typed({**text, "limits": {}} if limits else text, Profile, f"profiles.{name}")
         checks.check_limits(limits, f"profiles.{name}.limits", profile.steps)
         checks.check_profile(name, profile)
-    return checks.typed(table, HParams)
+    whole = checks.typed(table, HParams)
+    checks.check_fee(whole.chain)
+    return whole

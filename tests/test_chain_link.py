@@ -39,11 +39,10 @@ class Net:
     def __init__(self, *, up=("a",)):
         self.up, self.dialled, self.hung_up = set(up), [], []
 
-    async def dial(self, endpoints):
-        self.dialled.append((endpoints[0], trio.current_time()))
-        for endpoint in endpoints:
-            if endpoint in self.up:
-                return endpoint
+    async def dial(self, endpoint):
+        self.dialled.append((endpoint, trio.current_time()))
+        if endpoint in self.up:
+            return endpoint
         raise Broke("nobody is there")
 
     async def hang_up(self, connection):
@@ -188,7 +187,7 @@ async def test_a_bug_is_not_taken_for_weather(autojump_clock):
 async def test_a_wrong_chain_at_the_first_dial_ends_the_call_at_once(autojump_clock):
     net = Net()
 
-    async def dial(endpoints):
+    async def dial(endpoint):
         raise ConfigError("this is not finney")
 
     net.dial = dial
