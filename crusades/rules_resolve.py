@@ -138,7 +138,7 @@ class Resolver:
     def _call_paths(self, node: ast.Call, scope: Scope, depth: int) -> frozenset[str]:
         function = node.func
         if isinstance(function, ast.Name):
-            if function.id == "type" and scope.find("type") is None and len(node.args) == 1:
+            if function.id == "type" and _is_no_local("type", scope) and len(node.args) == 1:
                 return NOTHING if _is_self(node.args[0]) else frozenset({ANY_CLASS})
             if function.id == "getattr" and len(node.args) >= 2:
                 name = self.string(node.args[1], scope)
@@ -309,6 +309,12 @@ class Resolver:
             ):
                 return self._joined(list(reversed(inner.elts)), glue, scope, depth)
         return Computed()
+
+
+def _is_no_local(name: str, scope: Scope) -> bool:
+    """Whether no function has a `name` of its own here: outside functions it may still be the builtin, at least at times."""
+    home = scope.find(name)
+    return home is None or home.kind in ("module", "class")
 
 
 def _is_self(node: ast.AST) -> bool:

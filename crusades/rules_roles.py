@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from crusades import rules_lists as lists
 from crusades.rules_resolve import Resolver
-from crusades.rules_scopes import EXPR, ITEM, Binding, Facts, Scope
+from crusades.rules_scopes import EXPR, GONE, ITEM, Binding, Facts, Scope
 
 _FEW = 8
 """Bindings of one name that are followed where each may lead further."""
@@ -40,25 +40,30 @@ class Roles:
         return self._memo[key]
 
     def shadowed(self, node: ast.Name, scope: Scope) -> bool:
-        """Whether the name certainly is the file's own: bound in a function, or at the top of the file before its use."""
+        """Whether the name certainly is the file's own: bound in a function, or by the module or class itself before its use."""
         home = scope.find(node.id)
         if home is None:
             return False
         if home.kind in ("function", "comprehension"):
             return True
-        if home.kind == "class":  # until it is bound, the class body reads the builtin
-            return self.remember("first", home, node.id, _first_line) < node.lineno
+        if self.remember("gone", home, node.id, _is_gone):
+            return False
         sure = self.remember("sure", home, node.id, _first_sure_line)
-        return bool(sure) and (_runs_later(scope) or sure < node.lineno)
+        if sure and (sure < node.lineno or (home.kind == "module" and _runs_later(scope))):
+            return True
+        loops = [binding for binding in home.names[node.id][:_FEW] if binding.sure and binding.until]
+        return not _runs_later(scope) and any(loop.line < node.lineno <= loop.until for loop in loops)
 
     def is_type(self, node: ast.expr, scope: Scope) -> bool:
         """Whether `node` is the builtin `type`, possibly under another name."""
         for _ in range(_FEW):
             if not isinstance(node, ast.Name):
                 return False
+            if node.id == "type" and not self.shadowed(node, scope):
+                return True
             home = scope.find(node.id)
             if home is None:
-                return node.id == "type"
+                return False
             values = [binding.value for binding in home.names[node.id][:_FEW] if binding.kind == EXPR and isinstance(binding.value, ast.Name)]
             if not values:
                 return False
@@ -129,13 +134,14 @@ class Roles:
         )
 
 
-def _first_line(bindings: list[Binding]) -> int:
-    return min(binding.line for binding in bindings)
-
-
 def _first_sure_line(bindings: list[Binding]) -> int:
     """0: none is certain."""
-    return min((binding.line for binding in bindings if binding.sure), default=0)
+    return min((binding.line for binding in bindings if binding.sure and not binding.until), default=0)
+
+
+def _is_gone(bindings: list[Binding]) -> bool:
+    """Whether the name is deleted somewhere: then the builtin shines through again."""
+    return any(binding.kind == GONE for binding in bindings)
 
 
 def _is_parameter(scope: Scope, name: str) -> bool:

@@ -24,7 +24,9 @@ DEF: Final = "def"
 CLASS: Final = "class"
 """Bound to a class of the file."""
 OTHER: Final = "other"
-"""Bound to something that no rule follows: parameters without a default, `with … as`, `except … as`."""
+"""Bound to something that no rule follows: parameters without a default, `with … as`."""
+GONE: Final = "gone"
+"""Not bound but unbound again: `del`, and `except … as` when its block ends."""
 
 GUARDED: Final = frozenset({"getattr", "setattr", "delattr", "hasattr"})
 _ANNOTATION_CAP: Final = 1000
@@ -37,7 +39,9 @@ class Binding(NamedTuple):
     value: Any
     line: int
     sure: bool
-    """True for a statement directly in the module's body: it happens whenever the file is loaded."""
+    """True for a statement directly in the module's or class's body: it happens whenever that is run."""
+    until: int = 0
+    """The last line on which that holds: a loop that never ran has bound nothing behind it. 0: to the end."""
 
 
 class Scope:
@@ -165,7 +169,9 @@ class _Walk:
             home = found if found is not None else scope
         self.facts.names.add(name)
         self.facts.bound.append((name, node, home))
-        home.names.setdefault(name, []).append(Binding(kind, value, getattr(node, "lineno", 0), id(node) in self._top))
+        sure = home is scope and id(node) in self._top and not (isinstance(node, ast.AnnAssign) and node.value is None)
+        until = node.body[-1].end_lineno or 0 if isinstance(node, ast.For | ast.AsyncFor) else 0
+        home.names.setdefault(name, []).append(Binding(kind, value, getattr(node, "lineno", 0), sure, until))
 
     def _bind_target(self, target: ast.expr, value: ast.expr | None, kind: str, scope: Scope, statement: ast.AST) -> None:
         """Bind every name of `target`; expressions inside it (attributes, subscripts) are walked."""
@@ -193,7 +199,7 @@ class _Walk:
             self.facts.names.add(node.id)
             self.facts.loads.append(Place(node, scope))
         else:
-            self._bind(node.id, scope, OTHER, None, node)
+            self._bind(node.id, scope, GONE if isinstance(node.ctx, ast.Del) else OTHER, None, node)
 
     def _base(self, node: ast.expr, scope: Scope) -> None:
         """A base that an attribute is taken from: a bare name there is no use of the name as a value."""
@@ -322,7 +328,7 @@ class _Walk:
 
     def _except(self, node: ast.ExceptHandler, scope: Scope) -> None:
         if node.name:
-            self._bind(node.name, scope, OTHER, None, node)
+            self._bind(node.name, scope, GONE, None, node)
         self._push_all((node.type, *node.body), scope)
 
     def _match_class(self, node: ast.MatchClass, scope: Scope) -> None:
@@ -373,6 +379,7 @@ class _Walk:
 
     def _class(self, node: ast.ClassDef, scope: Scope) -> None:
         self._bind(node.name, scope, CLASS, node, node)
+        self._top.update(id(statement) for statement in node.body)
         self._push_all(node.body, Scope("class", scope, node))
         self._push_all((*node.decorator_list, *node.bases, *node.keywords), scope)
 
