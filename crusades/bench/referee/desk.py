@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import platform
 import socket
 import time
@@ -17,25 +16,17 @@ from crusades.bench.referee import audit as audits
 from crusades.bench.referee import verdict
 from crusades.bench.referee.anchor import Keeper, compare
 from crusades.bench.referee.data import open_corpus
-from crusades.bench.referee.exam import Exam, optimizer_settings
+from crusades.bench.referee.exam import Exam, optimizer_settings, prepare_exam
 from crusades.bench.referee.layout import draw_sample
 from crusades.bench.referee.models import Reference, load_reference
 from crusades.bench.referee.pool import ExamPool, matmul_tflops
-from crusades.bench.referee.reads import idle_read
-from crusades.bench.referee.session import Charged, Outcome, Session
+from crusades.bench.referee.reads import Reader, idle_read
+from crusades.bench.referee.room import Room
+from crusades.bench.referee.session import Charged, Outcome, Session, charge
 from crusades.bench.referee.wire import Wire
 from crusades.errors import ConfigError, DeviceFault, RefereeFault, SandboxFault
 from crusades.hparams import Profile
-from crusades.records import Audit, Run
-
-FREE_MARGIN = 1 << 30
-"""Bytes of device memory left alone when free memory is overwritten."""
-AUDIT_WORKSPACE = 2 << 30
-"""Bytes the referee keeps in its allocator during an evaluation, so that a contestant that fills the card fails itself."""
-OWN_GROWTH = 1 << 30
-"""Bytes by which the referee's own context may grow during an evaluation: kernels are loaded when first used."""
-RELEASE_TIMEOUT = 30.0
-"""Seconds a dead contestant's device memory may take to come back."""
+from crusades.records import Audit, Run, Stage
 
 
 def expected_of(exam: Exam, device: str) -> audits.Expected:
@@ -56,7 +47,6 @@ class Desk:
         self._wire, self._network = wire, network
         self._session: Session | None = None
         self._reference: Reference | None = None
-        self._baseline_free = 0
 
     def handle(self, order: p.Order) -> p.Report:
         """Do what the daemon asks. Our own failures leave as exceptions."""
@@ -91,6 +81,7 @@ class Desk:
         started = time.monotonic()
         self._profile: Profile = order.profile
         self._device = order.device
+        self._room = Room(order.device, order.profile.guaranteed_bytes)
         cache = Path(order.cache_dir) if order.cache_dir else None
         self._reference = load_reference(order.profile.model, order.device, cache)
         corpus = open_corpus(order.profile.data, self._reference.vocabulary, cache)
@@ -98,11 +89,23 @@ class Desk:
         self._keeper = Keeper(self._reference, order.profile)
         self._typical = draw_sample(self._reference.layout, order.profile.audit.coordinates, order.profile.audit.min_per_tensor, torch.Generator())
         self._peak = self._find_peak()
+        if order.device == "cuda":
+            self._rehearse(prepare_exam(self._reference, corpus, order.profile, self._reference.initial))
         self._settle()
         return p.Configured(
             device=self._device_name(), model=self._reference.name, parameters=self._reference.layout.parameters,
             peak_tflops=self._peak.tflops, peak_source=self._peak.source, versions=self._versions(), seconds=time.monotonic() - started,
         )  # fmt: skip
+
+    def _rehearse(self, exam: Exam) -> None:
+        """Read, copy and audit once while the card is empty: whatever the driver and the libraries load when it is first
+        used must not have to find room beside a contestant that fills the card."""
+        assert self._reference is not None
+        reader = Reader(self._reference, exam.sample, self._profile.steps, self._keeper.anchor())
+        for row in range(self._profile.steps + 1):
+            reader.read(row)
+        audits.audit(reader.result(), expected_of(exam, self._device), self._adam(), self._profile.audit.group_min)
+        self._keeper.settle()
 
     def _device_name(self) -> str:
         if self._device == "cuda":
@@ -127,6 +130,8 @@ class Desk:
     def _prepare(self, order: p.PrepareExams) -> p.ExamsReady:
         if self._session is not None and self._session.hostile:
             raise RefereeFault("an exam was ordered while a contestant exists")
+        if self._pool.available(order.submission_id, order.commit_block) < order.wanted:
+            self._room.reclaim()
         done = self._pool.ensure(order.submission_id, order.commit_block, order.wanted)
         if done.prepared:
             self._settle()
@@ -137,26 +142,9 @@ class Desk:
         idle device what reads and copies need."""
         assert self._reference is not None
         self._reference.model.zero_grad(set_to_none=True)
-        gc.collect()
-        if self._device == "cuda":
-            torch.cuda.synchronize()
-            torch.cuda.empty_cache()
-            self._overwrite_free()
-            self._baseline_free = torch.cuda.mem_get_info()[0]
-            workspace = torch.empty(AUDIT_WORKSPACE, dtype=torch.uint8, device="cuda")
-            del workspace  # stays in our allocator's cache: nobody else can have it
+        self._room.settle()
         self._allowed_read = idle_read(self._reference, self._typical)
         self._keeper.settle()
-
-    @staticmethod
-    def _overwrite_free() -> None:
-        free = torch.cuda.mem_get_info()[0] - FREE_MARGIN
-        if free > 0:
-            waste = torch.empty(free, dtype=torch.uint8, device="cuda")
-            waste.fill_(0xA5)
-            torch.cuda.synchronize()
-            del waste
-            torch.cuda.empty_cache()
 
     # ---------------------------------------------------------------- a contestant
 
@@ -188,9 +176,14 @@ class Desk:
         anchor = self._keeper.anchor(repeats=order.repeats)
         try:
             outcome = session.run(order.index, exam, initial, anchor, self._allowed_read)
+            measured = self._measure(outcome, exam)
         except Charged as failure:
             return p.Ran(reason=failure.reason, contestant_gone=failure.gone)
-        measured = self._measure(outcome, exam)
+        except RuntimeError as error:
+            if not self._room.starved(error):
+                raise
+            stage = Stage.RUN if order.scored else Stage.WARMUP
+            return p.Ran(reason=charge("out-of-memory", stage, "the card was filled until the judge itself had no memory left to work with").reason)
         run = self._run_record(order, outcome, verdict.judge(measured, self._profile.limits))
         reason = verdict.reason_of(run.audit)
         if reason is None:
@@ -249,16 +242,4 @@ class Desk:
         if self._session is not None:
             self._session.close()
             self._session = None
-        if self._device == "cuda":
-            self._wait_for_memory()
-
-    def _wait_for_memory(self) -> None:
-        """The card gives a dead process's memory back a moment after its death: wait for it."""
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-        deadline = time.monotonic() + RELEASE_TIMEOUT
-        while torch.cuda.mem_get_info()[0] < self._baseline_free - OWN_GROWTH:
-            if time.monotonic() > deadline:
-                missing = self._baseline_free - torch.cuda.mem_get_info()[0]
-                raise DeviceFault(f"{missing / 1e9:.1f} GB of the card are still taken {RELEASE_TIMEOUT:.0f} s after the contestant was killed")
-            time.sleep(0.02)
+        self._room.wait()
