@@ -41,7 +41,7 @@ GROUPS: tuple[Group, ...] = (
           "chmod fchmod fchmodat fchmodat2 utime utimes utimensat futimesat umask flock fsync fdatasync fadvise64 readahead sync_file_range "
           "dup dup2 dup3 fcntl pipe pipe2 sendfile copy_file_range getxattr lgetxattr fgetxattr listxattr llistxattr flistxattr"),
     Group("memory", "allow", "allocators, shared buffers, code that is made at run time (torch.compile, Triton)",
-          "brk mmap munmap mremap mprotect madvise msync mincore mlock mlock2 munlock memfd_create membarrier pkey_mprotect pkey_alloc pkey_free"),
+          "brk munmap mremap mprotect madvise msync mincore mlock mlock2 munlock membarrier pkey_mprotect pkey_alloc pkey_free"),
     Group("numa", "allow", "OpenMP and CUDA place memory near a core; own pages only",
           "mbind get_mempolicy set_mempolicy set_mempolicy_home_node"),
     Group("processes", "allow", "threads, compilers, worker pools; namespaced, counted, and killed with the namespace",
@@ -56,13 +56,15 @@ GROUPS: tuple[Group, ...] = (
           "time gettimeofday clock_gettime clock_getres clock_nanosleep nanosleep times timer_create timer_settime timer_gettime timer_getoverrun timer_delete "
           "timerfd_create timerfd_settime timerfd_gettime"),
     Group("waiting", "allow", "event loops and wake-ups",
-          "poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 eventfd eventfd2"),
+          "poll ppoll select pselect6 eventfd eventfd2"),
+    Group("watch-lists", "eperm", "the kernel counts watches per user, and the validator's own loop would find none left; Python's selectors and libcuda poll",
+          "epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2"),
     Group("scheduling", "allow", "thread pools pin themselves and yield",
           "sched_yield sched_getaffinity sched_setaffinity sched_getparam sched_getscheduler sched_get_priority_max sched_get_priority_min getcpu getpriority"),
     Group("questions", "allow", "sizes and limits; a limit can only be lowered",
           "uname sysinfo getrusage getrlimit setrlimit prlimit64 getrandom"),
     Group("channel", "allow", "frames and descriptors over the sockets that exist; new ones only as pairs (below)",
-          "sendto recvfrom sendmsg recvmsg recvmmsg sendmmsg shutdown getsockname getpeername getsockopt setsockopt"),
+          "sendto recvfrom sendmsg recvmsg recvmmsg sendmmsg shutdown getsockname getpeername getsockopt"),
     Group("self-restriction", "allow", "the guard's Landlock rules; they can only take away",
           "landlock_create_ruleset landlock_add_rule landlock_restrict_self"),
     Group("newer-clone", "enosys", "its flags lie in memory where a filter cannot see them; glibc falls back to clone", "clone3"),
@@ -102,7 +104,7 @@ GROUPS: tuple[Group, ...] = (
 
 CLONE_NEW = 0x7E020000
 """CLONE_NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWUSER | NEWPID | NEWNET."""
-AF_UNIX = 1
+AF_UNIX, SOL_SOCKET = 1, 1
 PRCTL_OPTIONS: dict[int, str] = {
     1: "PDEATHSIG: die with the parent", 2: "asks for it", 3: "asks whether dumpable", 15: "thread name", 16: "asks for it", 21: "asks for the filter",
     23: "asks for a capability", 29: "timer slack", 30: "asks for it", 38: "no_new_privs", 39: "asks for it", 41: "huge pages off", 42: "asks for it",
@@ -114,6 +116,15 @@ IOCTLS: dict[int, str] = {
     0x5451: "FIOCLEX",
 }  # fmt: skip
 """ioctl, by request, on any descriptor."""
+SOCKET_OPTIONS: dict[int, str] = {
+    2: "REUSEADDR: of no effect on a pair, and set by habit", 7: "SNDBUF", 8: "RCVBUF", 9: "KEEPALIVE: the same habit", 13: "LINGER",
+    16: "PASSCRED: who is at the other end", 20: "RCVTIMEO", 21: "SNDTIMEO", 66: "RCVTIMEO of newer C libraries", 67: "SNDTIMEO of newer C libraries",
+}  # fmt: skip
+"""setsockopt on SOL_SOCKET, by option: no filter (ATTACH_FILTER and ATTACH_BPF are programs in the kernel), no other level."""
+MEMFD_FLAGS = 0x1 | 0x2 | 0x8 | 0x10
+"""CLOEXEC, ALLOW_SEALING, NOEXEC_SEAL, EXEC: no HUGETLB, whose pages are the host's and in no memory limit."""
+MAP_HUGETLB = 0x40000
+"""The same pages by mmap."""
 GPU_IOCTLS: tuple[tuple[int, int, str], ...] = (
     (0xFF00, 0x4600, "type 'F': the NVIDIA control and card nodes"),
     (0xFFFFFF00, 0x0000, "nvidia-uvm's small numbers"),
@@ -175,19 +186,24 @@ def _rule(lib: Any, compiled: Any, verdict: int, name: str, *arguments: Any) -> 
 def _argument_rules(lib: Any, compiled: Any, gpu: bool, extra: tuple[str, ...]) -> None:
     """Calls that are judged by an argument. What matches none of the rules falls under the default."""
 
-    def allow(name: str, index: int, mask: int, value: int) -> None:
+    def allow(name: str, *conditions: tuple[int, int, int]) -> None:
+        """When every (argument, mask, value) holds."""
         if name not in extra:
-            _rule(lib, compiled, lib.ALLOW, name, lib.Arg(index, lib.MASKED_EQ, mask, value))
+            _rule(lib, compiled, lib.ALLOW, name, *(lib.Arg(index, lib.MASKED_EQ, mask, value) for index, mask, value in conditions))
 
-    allow("clone", 0, CLONE_NEW, 0)
-    allow("socketpair", 0, LOW32, AF_UNIX)  # worker pools; bound to nothing, so nothing can be reached
-    allow("personality", 0, LOW32, LOW32)  # asks only
+    allow("clone", (0, CLONE_NEW, 0))
+    allow("socketpair", (0, LOW32, AF_UNIX))  # worker pools; bound to nothing, so nothing can be reached
+    allow("personality", (0, LOW32, LOW32))  # asks only
+    allow("memfd_create", (1, LOW32 & ~MEMFD_FLAGS, 0))
+    allow("mmap", (3, MAP_HUGETLB, 0))
+    for option in SOCKET_OPTIONS:
+        allow("setsockopt", (1, LOW32, SOL_SOCKET), (2, LOW32, option))
     for option in PRCTL_OPTIONS:
-        allow("prctl", 0, LOW32, option)
+        allow("prctl", (0, LOW32, option))
     for request in IOCTLS:
-        allow("ioctl", 1, LOW32, request)
+        allow("ioctl", (1, LOW32, request))
     for mask, value, _ in GPU_IOCTLS if gpu else ():
-        allow("ioctl", 1, mask, value)
+        allow("ioctl", (1, mask, value))
     listed = {name for group in GROUPS for name in group.names()}
     for name in extra:
         if name not in listed:

@@ -26,7 +26,7 @@ REFUSED = {
     "setresuid": "117, 0, 0, 0", "setgroups": "116, 0, 0", "capset": "126, 0, 0", "chown": "92, 0, 0, 0", "shmget": "29, 0, 4096, 0o1600",
     "msgget": "68, 0, 0o1600", "semget": "64, 0, 1, 0o1600", "mq_open": "240, 0, 0, 0, 0", "splice": "275, -1, 0, -1, 0, 0, 0", "tee": "276, -1, -1, 0, 0",
     "vmsplice": "278, -1, 0, 0, 0", "memfd_secret": "447, 0", "move_pages": "279, 0, 0, 0, 0, 0, 0", "inotify_init1": "294, 0", "setxattr": "188, 0, 0, 0, 0, 0",
-    "execveat": "322, -1, 0, 0, 0, 0", "modify_ldt": "154, 0, 0, 0", "remap_file_pages": "216, 0, 0, 0, 0, 0",
+    "epoll_create1": "291, 0", "epoll_ctl": "233, -1, 1, 0, 0", "epoll_wait": "232, -1, 0, 1, 0", "execveat": "322, -1, 0, 0, 0, 0", "modify_ldt": "154, 0, 0, 0", "remap_file_pages": "216, 0, 0, 0, 0, 0",
 }  # fmt: skip
 BY_ARGUMENT = {
     "clone3": "435, 0, 0", "clone into a user namespace": "56, 0x10000011, 0, 0, 0, 0", "clone into a network namespace": "56, 0x40000011, 0, 0, 0, 0",
@@ -34,6 +34,9 @@ BY_ARGUMENT = {
     "prctl: filter": "157, 22, 2, 0, 0, 0", "prctl: memory map": "157, 35, 0, 0, 0, 0", "ioctl: type into a terminal": "16, 1, 0x5412, 0",
     "ioctl: the same behind high bits": "16, 1, ctypes.c_ulong(0x100005412), 0", "ioctl: new namespace descriptor": "16, 1, 0xb701, 0",
     "ioctl: NVIDIA control, without a card": "16, 1, 0xc04846d2, 0", "socketpair of another family": "53, 16, 3, 0, 0",
+    "setsockopt: a program in the kernel": "54, 3, 1, 26, 0, 0", "setsockopt: an eBPF program": "54, 3, 1, 50, 0, 0", "setsockopt: another level": "54, 3, 6, 1, 0, 0",
+    "setsockopt: the same behind high bits": "54, 3, ctypes.c_ulong(0x100000001), 26, 0, 0", "memfd_create: huge pages": "319, b'x', 4",
+    "memfd_create: huge pages of 1 GiB": "319, b'x', ctypes.c_ulong(30 << 26 | 4)", "mmap: huge pages": "9, 0, 2 << 20, 3, 0x40022, -1, 0",
     "a call that no kernel has": "100000, 0",
 }  # fmt: skip
 
@@ -56,6 +59,25 @@ async def test_calls_that_libraries_may_try_are_refused_before_the_kernel_looks(
 async def test_dangerous_arguments_of_allowed_calls_are_unknown_here():
     got = await ask(BY_ARGUMENT, "syscall({})")
     assert got == dict.fromkeys(BY_ARGUMENT, "ENOSYS")
+
+
+async def test_what_programs_set_on_sockets_and_memory_files_can_be_set():
+    ran = await run("""
+        a, b = socket.socketpair()
+        a.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16); a.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1); a.settimeout(1)
+        say([os.memfd_create('x') > 0, os.memfd_create('x', os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING) > 0])
+    """)
+    assert ran.said == [True, True]
+
+
+async def test_event_loops_go_without_epoll():
+    """Its watches are counted per user: a submission that takes them all would leave the validator's loop none."""
+    ran = await run("""
+        import asyncio, selectors
+        async def both(): return await asyncio.gather(asyncio.sleep(0, 1), asyncio.sleep(0, 2))
+        say([selectors.DefaultSelector.__name__, asyncio.run(both())])
+    """)
+    assert ran.said == ["PollSelector", [1, 2]]
 
 
 async def test_the_32_bit_entry_is_fatal():
