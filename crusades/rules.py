@@ -6,7 +6,7 @@ like a linter; the import hook (`sandbox/inside/hook.py`, told by `hook_table`) 
 for what a scanner cannot follow. Neither is what the score rests on: that is the audit, in another process.
 
 `rules_source` turns bytes into a tree, `rules_scopes` walks it once, `rules_resolve` and `rules_roles` say what a name may
-stand for, `rules_checks`, `rules_access` and `rules_calls` judge, `rules_scan` puts it together, `rules_apart` does so in a
+stand for, `rules_checks`, `rules_access`, `rules_calls` and `rules_classes` judge, `rules_scan` puts it together, `rules_apart` does so in a
 process of its own, `rules_fingerprint` compares programs. `python -m crusades.rules` prints the page `docs/rules.md`.
 """
 

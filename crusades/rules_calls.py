@@ -1,4 +1,4 @@
-"""Calls: getattr and its kin, classes made by a call, methods that change what is not to be changed. Yields hits."""
+"""Calls: getattr and its kin, methods that change what is not to be changed. Yields hits."""
 
 from __future__ import annotations
 
@@ -43,9 +43,6 @@ class Calls:
         if name in ("getattr", "setattr", "delattr", "hasattr"):
             if not self._roles.shadowed(function, scope):
                 yield from self._guarded_call(node, name, scope)
-        elif self._roles.is_type(function, scope):
-            if len(node.args) + len(node.keywords) > 1 or any(isinstance(argument, ast.Starred) for argument in node.args):
-                yield Hit("R206", node, "`type` called with a name, bases and members makes a class")
         else:
             yield from self._path_call(node, function, scope)
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from crusades import rules_lists as lists
 from crusades.rules_access import Access, interpreter_name
 from crusades.rules_calls import Calls
+from crusades.rules_classes import Classes
 from crusades.rules_names import Hit, member_rule, module_rule
 from crusades.rules_resolve import Resolver
 from crusades.rules_roles import Roles
@@ -44,6 +45,7 @@ class Checker:
         yield from self._access.patterns()
         yield from self._access.writes()
         yield from self._calls.run()
+        yield from Classes(self._facts, self._resolver, self._roles).run()
 
     def _contract(self) -> Iterator[Hit]:
         bindings = self._facts.module.names.get("inner_steps")

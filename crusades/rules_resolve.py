@@ -7,6 +7,7 @@ which is an answer the rules can judge.
 from __future__ import annotations
 
 import ast
+import builtins
 from typing import Final
 
 from crusades.rules_scopes import CLASS, DEF, EXPR, GUARDED, ITEM, MODULE, PATH, Facts, Scope
@@ -20,7 +21,12 @@ _BUDGET: Final = 400_000
 ANY_CLASS: Final = "?class"
 """The path of `type(x)` and `x.__class__`: a class, nobody knows which."""
 
+METACLASS: Final = "?type"
+"""The path of `type` and of the class of a class: what makes classes."""
+
 NOTHING: Final[frozenset[str]] = frozenset()
+_TYPE: Final = frozenset({METACLASS})
+_CLASSES: Final = frozenset(name for name, value in vars(builtins).items() if isinstance(value, type))
 
 
 class Tangled(Exception):
@@ -60,8 +66,8 @@ class Resolver:
             case ast.Name():
                 return self.name_paths(node.id, scope, depth)
             case ast.Attribute():
-                if node.attr == "__class__" and _is_self(node.value):
-                    return NOTHING
+                if node.attr == "__class__":
+                    return self._class_of(node.value, scope)
                 return self._member(self.paths(node.value, scope, depth + 1), node.attr)
             case ast.IfExp():
                 return self.paths(node.body, scope, depth + 1) | self.paths(node.orelse, scope, depth + 1)
@@ -79,7 +85,7 @@ class Resolver:
         """What a name stands for, read in `scope`."""
         home = scope.find(name)
         if home is None:
-            return NOTHING
+            return _TYPE if name == "type" else NOTHING
         known = home.memo.get(name)
         if known is not None:
             return known
@@ -96,6 +102,18 @@ class Resolver:
                 break
         home.memo[name] = frozenset(found)
         return home.memo[name]
+
+    def _class_of(self, node: ast.expr, scope: Scope) -> frozenset[str]:
+        """What `type(node)` stands for; nothing where it is a class of the file."""
+        if isinstance(node, ast.Name):
+            home = scope.find(node.id)
+            if (home is None and node.id in _CLASSES) or self.is_own_class(node, scope):
+                return _TYPE
+            if node.id == "self":
+                return NOTHING
+        elif isinstance(node, ast.Attribute) and node.attr[:1].isupper() and self.paths(node, scope):
+            return _TYPE
+        return frozenset({ANY_CLASS})
 
     def _member(self, bases: frozenset[str], attribute: str) -> frozenset[str]:
         if attribute == "__class__":
@@ -139,7 +157,7 @@ class Resolver:
         function = node.func
         if isinstance(function, ast.Name):
             if function.id == "type" and _is_no_local("type", scope) and len(node.args) == 1:
-                return NOTHING if _is_self(node.args[0]) else frozenset({ANY_CLASS})
+                return self._class_of(node.args[0], scope)
             if function.id == "getattr" and len(node.args) >= 2:
                 name = self.string(node.args[1], scope)
                 return self._member(self.paths(node.args[0], scope, depth + 1), name) if isinstance(name, str) else NOTHING
@@ -315,10 +333,6 @@ def _is_no_local(name: str, scope: Scope) -> bool:
     """Whether no function has a `name` of its own here: outside functions it may still be the builtin, at least at times."""
     home = scope.find(name)
     return home is None or home.kind in ("module", "class")
-
-
-def _is_self(node: ast.AST) -> bool:
-    return isinstance(node, ast.Name) and node.id == "self"
 
 
 _PLAIN_METHODS: Final = frozenset(

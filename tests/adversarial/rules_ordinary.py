@@ -7,6 +7,40 @@ import textwrap
 from rules_cheats import submission
 
 TOP: dict[str, str] = {
+    "classes-and-their-classes": """
+        import abc
+        from enum import Enum, EnumMeta
+
+        class Base(abc.ABC, metaclass=abc.ABCMeta):
+            def copy(self):
+                return self.__class__(1, 2)
+            def again(self, *args):
+                return type(self)(*args)
+
+        class Once(type):
+            made = {}
+            def __call__(cls, *args, **kwargs):
+                if cls not in cls.made:
+                    cls.made[cls] = super().__call__(*args, **kwargs)
+                return cls.made[cls]
+            def __new__(mcs, name, bases, members):
+                return super().__new__(mcs, name, bases, members)
+
+        class Settings(metaclass=Once):
+            width: int = 1
+
+        class Names(EnumMeta):
+            def __len__(cls): return 3
+
+        class Kind(Enum):
+            A = 1
+
+        def same(x, y, kind: type = int, *kinds: type[Base]):
+            rebuilt = type(x)(y, x) if type(x) is type(y) else x.__class__("name", y, 1)
+            if isinstance(x, type) and issubclass(x, (type, Base)):
+                return type(x).__name__, list(map(type, [x, y])), sorted([x, y], key=type)
+            return rebuilt, type(x).__call__, {int: type, "a": type(y)}, type(x) in (int, type), Kind("a"), Settings(1)
+        """,
     "autograd-function": """
         class SwiGLU(torch.autograd.Function):
             @staticmethod
