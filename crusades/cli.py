@@ -176,21 +176,28 @@ def doctor(arguments: Arguments) -> int:
 
 
 def calibrate(arguments: Arguments) -> int:
-    """Measure the limits of the audit for a profile on this device."""
+    """Measure the limits of the audit for a profile on this device, which is held meanwhile as a validator holds it."""
+    from crusades.bench.card import Card
+    from crusades.bench.local import parse_device
     from crusades.bench.referee.calibrate import CalibrateConfig, write_limits
     from crusades.bench.referee.calibrate import calibrate as measure
     from crusades.hparams import default_path
 
     hparams = read_hparams(arguments)
     profile, device = choose_profile(hparams, arguments.profile, arguments.device)
-    kind, _, index = device.partition(":")
-    if kind == "cuda":
-        os.environ["CUDA_VISIBLE_DEVICES"] = index or "0"
+    kind, index = parse_device(device)
     out, honest = Path(arguments.out or f"calibration-{profile}"), tuple(Path(path) for path in arguments.honest)
     if missing := [path for path in honest if not path.is_file()]:
         raise UsageError(f"--honest {missing[0]}: there is no such file")
     config = CalibrateConfig(profile_name=profile, profile=hparams.profile(profile), device=kind, out=out, exams=arguments.exams, submissions=honest, seconds=arguments.seconds, on_progress=say)
-    if not measure(config):
+    card = Card(index if kind == "cuda" else None)
+    card.open()  # before CUDA is asked: a card that is missing or taken gets a sentence
+    os.environ |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": str(index) if kind == "cuda" else ""}
+    try:
+        complete = measure(config)
+    finally:
+        card.close()
+    if not complete:
         print(f"stopped after {arguments.seconds:.0f} s; the same command goes on from {out}")
         return 0
     if arguments.write:

@@ -294,3 +294,10 @@ def test_submit_without_a_wallet_says_what_to_do(tmp_path, capsys):
     words = ["submit", "https://example.org/train.py", "--netuid", "1", "--wallet-path", str(tmp_path), "--wallet.name", "nobody"]
     assert cli.main(words) == 2
     assert "nobody" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("device", "code", "words"), [("cuda:99", 3, "cuda:99"), ("gpu", 2, "--device is auto, cpu or cuda:N, not 'gpu'")])
+def test_calibrate_says_in_a_sentence_that_a_device_is_not_there(tmp_path, capsys, device, code, words):
+    assert cli.main(["calibrate", "--profile", "tiny", "--device", device, "--out", str(tmp_path / "out")]) == code
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

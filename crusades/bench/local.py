@@ -50,17 +50,23 @@ def read_submission(path: Path, max_bytes: int) -> Source:
     return Source(sha256=hashlib.sha256(content).hexdigest(), content=content, url=path.resolve().as_uri(), fetched_at=time.time())
 
 
+def parse_device(text: str) -> tuple[str, int]:
+    """"cuda:1" → ("cuda", 1); "cpu" and "cuda" are number 0. Raises UsageError."""
+    device, _, index = text.partition(":")
+    if device not in ("cpu", "cuda") or (index and not index.isdecimal()):
+        raise UsageError(f"--device is auto, cpu or cuda:N, not {text!r}")
+    return device, int(index or 0)
+
+
 def bench_slot(config: BenchConfig, workdir: Path) -> SlotConfig:
     """The slot that the flags ask for. Raises UsageError for a device that cannot be."""
     wanted = config.hparams.profile(config.profile_name).device if config.device == "auto" else config.device
-    device, _, index = wanted.partition(":")
-    if device not in ("cpu", "cuda") or (index and not index.isdecimal()):
-        raise UsageError(f"--device is auto, cpu or cuda:N, not {config.device!r}")
+    device, index = parse_device(wanted)
     hparams = config.hparams
     if config.runs is not None:
         profile = msgspec.structs.replace(hparams.profile(config.profile_name), runs=config.runs)
         hparams = msgspec.structs.replace(hparams, profiles={**hparams.profiles, config.profile_name: profile})
-    return SlotConfig(name=wanted, device=device, index=int(index or 0), profile_name=config.profile_name, hparams=hparams, workdir=workdir,
+    return SlotConfig(name=wanted, device=device, index=index, profile_name=config.profile_name, hparams=hparams, workdir=workdir,
                       sandboxed=config.sandboxed, cache_dir=config.cache_dir)  # fmt: skip
 
 
