@@ -7,6 +7,7 @@ msgspec leaves the keys of a dictionary out of its messages, so whatever has a n
 from __future__ import annotations
 
 import difflib
+import hashlib
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ import msgspec
 from crusades.errors import ConfigError
 
 if TYPE_CHECKING:
-    from crusades.hparams import HParams, Profile
+    from crusades.hparams import Chain, HParams, Profile
 
 T = TypeVar("T")
 
@@ -87,6 +88,28 @@ def _contradictions(profile: Profile) -> Iterator[str]:
         yield 'data.paths is empty though source is "files"'
     if profile.audit.micro_batch > profile.batch_size:
         yield "audit.micro_batch is larger than batch_size"
+
+
+def check_fee(chain: Chain) -> None:
+    """ConfigError for a fee that nobody can pay: it would cost every submission its place."""
+    if chain.fee_rao and not chain.fee_address:
+        raise ConfigError("chain.fee_address: is empty though chain.fee_rao asks for a fee; name the SS58 address that receives it, or set fee_rao to 0")
+    if chain.fee_address and not is_ss58(chain.fee_address):
+        raise ConfigError(f"chain.fee_address: {chain.fee_address!r} is no SS58 address of this chain (they begin with 5); copy the whole of it")
+
+
+def is_ss58(text: str) -> bool:
+    """Whether this is the base58 of prefix 42, the 32 bytes of a key, and their checksum. Written out: the SDK stays in `chain*`."""
+    if not text.startswith("5") or len(text) > 64 or any(character not in _BASE58 for character in text):
+        return False
+    number = 0
+    for character in text:
+        number = number * 58 + _BASE58.index(character)
+    raw = number.to_bytes(48, "big").lstrip(b"\0")
+    return len(raw) == 35 and raw[0] == 42 and hashlib.blake2b(b"SS58PRE" + raw[:33]).digest()[:2] == raw[33:]
+
+
+_BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 
 
 def must_judge(hparams: HParams, *names: str) -> None:

@@ -114,3 +114,21 @@ def test_the_names_are_those_that_the_referee_measures():
 def test_what_is_no_toml_says_so(file):
     with pytest.raises(ConfigError, match="is not valid TOML"):
         hparams.load(file(text="[scoring\n"))
+
+
+ALICE = "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY"
+
+
+@pytest.mark.parametrize("address", ["", "5Treasury", ALICE[:-1], ALICE[:-1] + "Z", "1" + ALICE, "5" * 64, "ä" * 48, "HNZata7iMYWmk5RvZRTiAsSDhV8366zq2YGb3tLH5Upf74F"])
+def test_a_fee_that_nobody_can_pay_is_refused_at_the_start(file, address):
+    with pytest.raises(ConfigError, match=r"chain\.fee_address"):
+        hparams.load(file(*asking(address)))
+
+
+def test_a_fee_with_an_address_is_taken(file):
+    assert hparams.load(file(*asking(ALICE))).chain.fee_address == ALICE
+
+
+def asking(address):
+    """Changes: a fee, paid to this address."""
+    return (("[scoring]", f'[chain]\nfee_rao = 1\nfee_address = "{address}"\n\n[scoring]'),)
