@@ -303,6 +303,10 @@ class Submission(Record, frozen=True, kw_only=True):
     commit_block_exact: bool = True
     """False: only known to be no later."""
     reveal_block: int | None = None
+    reveal_round: int | None = None
+    """Drand round that it was sealed to."""
+    reveal_expected_at: float | None = None
+    """When that round is published; None when it had been before the seal was seen: it then opens as the chain likes (dev)."""
     url: str = ""
     sha256: str = ""
     score_mfu: float | None = None

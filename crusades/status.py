@@ -16,6 +16,7 @@ from crusades.faults import FAULTS, Whose
 from crusades.records import ApiError, Overview, Page, Reason, Standing, Submission
 from crusades.tui.address import base_url
 from crusades.tui.plain import plain
+from crusades.tui.text import opening
 
 T = TypeVar("T")
 DEADLINE = 10.0
@@ -91,6 +92,7 @@ def _validator(overview: Overview) -> str:
 def _submission(row: Submission, now: float, *, with_hotkey: bool) -> list[str]:
     score = f"{row.score_mfu:.3f} % MFU" if row.score_mfu is not None else ""
     place = f"number {row.queue_position} in the queue" if row.queue_position else plain(row.progress, 80)
+    place = place or opening(row, now)
     final = "not final on chain yet" if row.provisional else ""
     facts = [row.status.value.ljust(8), row.id, f"block {row.commit_block}", plain(row.hotkey, 80) if with_hotkey else "", score, place, final, _ago(now, row.updated_at), plain(row.url, 300)]
     return ["  ".join(fact for fact in facts if fact), *(_reason(row.reason) if row.reason else [])]

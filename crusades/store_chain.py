@@ -146,7 +146,7 @@ async def _insert(tx: Tx, seen: Commitment, changes: _Changes, *, head: int) -> 
     columns = {
         "id": id_, "netuid": seen.netuid, "hotkey": seen.hotkey, "uid": seen.uid, "status": seen.state.value, "verdict": "rejected" if rejected else None,
         "commit_block": seen.commit_block, "commit_block_exact": seen.commit_block_exact, "reveal_block": seen.reveal_block,
-        "reveal_round": seen.reveal_round, "provisional": seen.provisional, "reason": seen.reason and encode(seen.reason),
+        "reveal_round": _round(seen), "provisional": seen.provisional, "reason": seen.reason and encode(seen.reason),
         "created_at": tx.at, "updated_at": tx.at, **_content(seen)}
     await tx.all(f"INSERT INTO submissions ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})", *columns.values())
     await tx.note(id_, seen.state, block=head, reason=seen.reason)
@@ -197,6 +197,14 @@ async def _start_over(tx: Tx, row: Row, seen: Commitment, changes: _Changes, *, 
     (changes.rejected if seen.reason else changes.revealed).append(row.id)
 
 
+LAST_ROUND = 2**53 - 1
+"""The chain takes any 64 bits for a round, SQLite and JavaScript do not; this one is as far away as those above it."""
+
+
+def _round(seen: Commitment) -> int | None:
+    return None if seen.reveal_round is None else min(seen.reveal_round, LAST_ROUND)
+
+
 async def _settle(tx: Tx, row: Row, seen: Commitment, changes: _Changes) -> None:
     """What a sighting says beside the state: blocks, uid, and whether it is final."""
     news: dict[str, object] = {}
@@ -204,8 +212,8 @@ async def _settle(tx: Tx, row: Row, seen: Commitment, changes: _Changes) -> None
         news |= {"commit_block": seen.commit_block, "commit_block_exact": True}
     if seen.state is Status.REVEALED and seen.reveal_block != row.reveal_block and (row.provisional or not seen.provisional):
         news |= {"reveal_block": seen.reveal_block}
-    if seen.reveal_round is not None and seen.reveal_round != row.reveal_round:
-        news |= {"reveal_round": seen.reveal_round}
+    if seen.reveal_round is not None and _round(seen) != row.reveal_round:
+        news |= {"reveal_round": _round(seen)}
     if seen.uid != row.uid:
         news |= {"uid": seen.uid}
     # A seal that is final says nothing of a reveal that is not.

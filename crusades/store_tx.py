@@ -15,6 +15,7 @@ import aiosqlite
 import msgspec
 
 from crusades.errors import StoreError
+from crusades.payload import round_time
 from crusades.records import Event, Outcome, Payload, Reason, Run, Status, Submission, Verdict, to_builtins
 from crusades.store_life import BEHIND_A_BACK, WITHDRAWN, Hand, check
 from crusades.store_schema import is_damage
@@ -123,9 +124,14 @@ def submission_of(row: Row, queue_position: int | None = None) -> Submission:
     return Submission(
         id=row.id, netuid=row.netuid, hotkey=row.hotkey, uid=row.uid, status=Status(row.status),
         verdict=None if row.verdict is None else Outcome(row.verdict), commit_block=row.commit_block, commit_block_exact=bool(row.commit_block_exact),
-        reveal_block=row.reveal_block, url=row.url, sha256=row.sha256, score_mfu=row.score_mfu,
+        reveal_block=row.reveal_block, reveal_round=row.reveal_round, reveal_expected_at=_expected(row), url=row.url, sha256=row.sha256, score_mfu=row.score_mfu,
         reason=None if row.reason is None else decode_reason(row.reason), created_at=row.created_at, updated_at=row.updated_at,
         attempts=row.attempts, provisional=bool(row.provisional), rules_version=row.rules_version, device=row.device, queue_position=queue_position)
+
+
+def _expected(row: Row) -> float | None:
+    at = None if row.reveal_round is None else round_time(row.reveal_round)
+    return at if at is not None and at > row.created_at else None
 
 
 async def fetch_all(db: aiosqlite.Connection, sql: str, parameters: Iterable[Any] = ()) -> list[tuple[Any, ...]]:

@@ -74,7 +74,7 @@ def submission(n, status=Status.SCORED, mfu=None, reason=None, **more):
              "sha256": hashlib.sha256(f"code {n}".encode()).hexdigest(), "score_mfu": mfu, "reason": reason, "created_at": created, "updated_at": created + 240,
              "attempts": 0 if status in (Status.SEALED, Status.REVEALED, Status.QUEUED) else 1, "rules_version": "1+0badcafe", "device": "NVIDIA H100 80GB HBM3" if mfu else ""}  # fmt: skip
     if status is Status.SEALED:
-        facts |= {"url": "", "sha256": "", "reveal_block": None}
+        facts |= {"url": "", "sha256": "", "reveal_block": None, "reveal_round": 12_345, "reveal_expected_at": NOW + 240.0}
     return Submission(**{**facts, **more})
 
 

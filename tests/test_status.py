@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 from fake_api import FakeApi
-from fakes_web import AUDIT_REASON, FAULT_REASON, RULE_REASON, hotkey, simple_rank, submission
+from fakes_web import AUDIT_REASON, FAULT_REASON, NOW, RULE_REASON, hotkey, simple_rank, submission
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +22,12 @@ def test_everybodys_newest():
     text = told(submission(1, Status.SCORED, mfu=50.25), submission(2, Status.QUEUED, queue_position=3), submission(3, Status.RUNNING, progress="run 2 of 5"))
     for words in ("finney, subnet 3, block 5001962, ready: 2 queued, 1 running", "leader: " + hotkey(8), "50.250 % MFU", "number 3 in the queue", "run 2 of 5"):
         assert words in text, words
+
+
+def test_a_sealed_one_says_when_it_opens():
+    assert "opens in about 4 min (drand round 12345)" in told(submission(1, Status.SEALED), now=NOW)
+    assert "opens soon (drand round 12345)" in told(submission(1, Status.SEALED, reveal_expected_at=None), now=NOW)
+    assert "opens" not in told(submission(1, Status.REVEALED, reveal_round=12_345), now=NOW)
 
 
 def test_ones_own_place_on_the_leaderboard():

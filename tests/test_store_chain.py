@@ -1,9 +1,13 @@
 """Reads of the chain: sealed and revealed sightings of one commitment, finality, forks, repetition."""
 
+import time
+
+import msgspec
 import pytest
 from store_kit import accepted, at_stage, opened, reason, record, refused, revealed, sealed, source, statuses
 
 from crusades.errors import StoreError
+from crusades.payload import round_at, round_time
 from crusades.records import Stage, Status, to_json
 
 S = Status
@@ -32,6 +36,25 @@ async def test_the_reveal_of_a_seal_is_the_same_submission(store):
     assert (row.id, row.status, row.commit_block, row.reveal_block) == (sealed(block=10).submission_id, S.REVEALED, 10, 30)
     assert row.url
     assert (await store.payload(row.id)).sha256 == row.sha256
+
+
+async def test_a_seal_shows_its_round_and_when_that_is_published(store):
+    ahead = round_at(time.time() + 600)
+    await record(store, msgspec.structs.replace(sealed(block=10), reveal_round=ahead))
+    row = await only(store)
+    assert (row.reveal_round, row.reveal_expected_at) == (ahead, round_time(ahead))
+
+
+async def test_a_seal_to_a_round_that_is_past_promises_no_time(store):
+    await record(store, msgspec.structs.replace(sealed(block=10), reveal_round=1000))
+    row = await only(store)
+    assert (row.reveal_round, row.reveal_expected_at) == (1000, None)
+
+
+async def test_a_seal_to_a_round_beyond_all_numbers_is_a_row_like_any_other(store):
+    for _ in range(2):
+        await record(store, msgspec.structs.replace(sealed(block=10), reveal_round=2**64 - 1))
+    assert (await only(store)).status is S.SEALED
 
 
 async def test_a_reveal_that_does_not_know_its_commit_block_finds_the_seal_and_takes_its_block(store):

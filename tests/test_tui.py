@@ -38,7 +38,7 @@ def test_the_first_screen_shows_everything():
                 await pilot.pause()
                 shown = screen_text(app)
         for words in ("finney · subnet 3", "block 5001962", "● ready", "● live", "development network", "Leaderboard", "leads since", "51.678", short(hotkey(8)), "MFU over time", "◆",
-                      "cuda:0", "running", "queue", "weights in step", "Submissions", "seen at the head", "Line 12 imports ctypes"):  # fmt: skip
+                      "cuda:0", "running", "queue", "weights in step", "Submissions", "(drand round 12345)", "Line 12 imports ctypes"):  # fmt: skip
             assert words in shown, words
 
     play(story)

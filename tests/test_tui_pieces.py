@@ -2,16 +2,25 @@
 
 import msgspec
 import pytest
-from fakes_web import filled_store, hotkey, simple_rank, submission
+from fakes_web import NOW, filled_store, hotkey, simple_rank, submission
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crusades.records import HistoryPoint, Status, to_builtins
+from crusades.records import HistoryPoint, Status, SubmissionDetail, to_builtins
 from crusades.tui.address import base_url, live_url
+from crusades.tui.detail_screen import head
 from crusades.tui.picture import KEEP_ROWS, Picture, decode
 from crusades.tui.plain import plain, plain_lines, short
 from crusades.tui.text import meter, number, span
 from crusades.tui.widgets.history import chart
+from crusades.tui.widgets.submissions import words_of
+
+
+def test_a_sealed_submission_says_when_it_opens_in_the_list_and_in_its_own_screen():
+    row = submission(1, Status.SEALED)
+    shown = "opens in about 4 min (drand round 12345)"
+    assert words_of(row, NOW).plain == shown
+    assert shown in head(SubmissionDetail(submission=row, transitions=()), {}, NOW).plain
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import json
 
 import msgspec
 import pytest
-from fakes_web import CODE, COPY_REASON, FakeStore, filled_board, hotkey, submission, submission_id, verdict_of
+from fakes_web import CODE, COPY_REASON, NOW, FakeStore, filled_board, hotkey, submission, submission_id, verdict_of
 from web_kit import make
 
 from crusades.errors import StoreError
@@ -122,6 +122,12 @@ async def test_a_detail_has_the_way_and_the_verdict():
     detail = msgspec.json.decode(await (await get(app, f"/api/v1/submissions/{REJECTED}")).get_data(), type=SubmissionDetail)
     assert detail.transitions[-1].status is Status.REJECTED
     assert detail.verdict.rule == "cell_attribution"
+
+
+async def test_a_sealed_submission_says_which_round_opens_it_and_when():
+    app, *_ = make()
+    row = (await document(app, f"/api/v1/submissions/{SEALED}"))["submission"]
+    assert (row["status"], row["reveal_round"], row["reveal_expected_at"]) == ("sealed", 12_345, NOW + 240.0)
 
 
 async def test_runs_are_there_while_they_come():

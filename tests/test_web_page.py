@@ -69,7 +69,7 @@ def test_every_foreign_link_goes_through_the_check_of_its_scheme():
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs node to run the page's own functions")
 def test_the_pages_functions_make_foreign_text_harmless():
     program = f"""
-    import {{ clean, webAddress, short, span }} from "{(FOLDER / 'format.js').as_uri()}";
+    import {{ clean, webAddress, short, span, opening, now }} from "{(FOLDER / 'format.js').as_uri()}";
     import {{ ticks }} from "{(FOLDER / 'chart.js').as_uri()}";
     const same = (a, b) => {{ if (JSON.stringify(a) !== JSON.stringify(b)) {{ console.error(a, b); process.exit(1); }} }};
     same(clean("a\\u202eb\\u200bc\\u0007\\nd"), "a\\ufffdb\\ufffdc\\ufffd d");
@@ -77,6 +77,9 @@ def test_the_pages_functions_make_foreign_text_harmless():
     for (const bad of ["javascript:alert(1)", "data:text/html,x", " JaVaScript:alert(1)", "https://user:pass@host/", "//host", "file:///etc/passwd", ""]) same(webAddress(bad), null);
     same(webAddress("https://example.org/train.py"), "https://example.org/train.py");
     same(span(0.4), "400 ms"); same(span(4000), "67 min");
+    const seal = {{ status: "sealed", reveal_round: 12345, reveal_expected_at: now() + 241 }};
+    same(opening(seal), "opens in about 4 min (drand round 12345)"); same(opening({{ ...seal, reveal_expected_at: null }}), "opens soon (drand round 12345)");
+    same(opening({{ ...seal, status: "queued" }}), "");
     same(ticks(0, 10, 5), [0, 2, 4, 6, 8, 10]); same(ticks(41.2, 41.31, 4), [41.2, 41.25, 41.3]);
     """
     done = subprocess.run(["node", "--input-type=module", "-e", program], capture_output=True, text=True, timeout=60, check=False)

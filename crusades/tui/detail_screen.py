@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import ClassVar
 
 from rich.text import Text
@@ -15,7 +16,7 @@ from textual.widgets import Footer, Static
 from crusades.records import Run, SubmissionDetail, Transition
 from crusades.tui.client import Client, Unanswered
 from crusades.tui.plain import plain, plain_lines
-from crusades.tui.text import BAD, DIM, GOLD, GOOD, TEAL, WARN, reason, span, statistic, status
+from crusades.tui.text import BAD, DIM, GOLD, GOOD, TEAL, WARN, opening, reason, span, statistic, status
 
 
 class DetailScreen(Screen[None]):
@@ -72,7 +73,7 @@ class DetailScreen(Screen[None]):
         if self._last is None:
             return
         detail, runs = self._last
-        self.query_one("#head", Static).update(head(detail, self._titles))
+        self.query_one("#head", Static).update(head(detail, self._titles, time.time()))
         self.query_one("#runs", Static).update(runs_text(runs, every=self._every_audit))
 
     def action_audits(self) -> None:
@@ -102,7 +103,7 @@ class DetailScreen(Screen[None]):
         self.call_after_refresh(place.scroll_visible, top=True, animate=False)
 
 
-def head(detail: SubmissionDetail, titles: dict[int, str]) -> Text:
+def head(detail: SubmissionDetail, titles: dict[int, str], now: float) -> Text:
     """Everything but runs and code."""
     x = detail.submission
     words = Text()
@@ -111,7 +112,8 @@ def head(detail: SubmissionDetail, titles: dict[int, str]) -> Text:
     if x.reason is not None:
         words.append_text(reason(x.reason, titles.get(x.reason.code, ""))).append("\n")
     who = "not registered" if x.uid is None else f"uid {x.uid}"
-    facts = [("miner", f"{x.hotkey}  {who}"), ("committed", f"block {x.commit_block}" + (f", revealed in block {x.reveal_block}" if x.reveal_block is not None else "")), ("file", x.url),
+    facts = [("miner", f"{x.hotkey}  {who}"), ("committed", f"block {x.commit_block}" + (f", revealed in block {x.reveal_block}" if x.reveal_block is not None else "")),
+             ("sealed", opening(x, now)), ("file", x.url),
              ("sha256", x.sha256), ("rules", x.rules_version), ("id", x.id), ("device", x.device), ("attempts", str(x.attempts) if x.attempts > 1 else "")]
     for name, value in facts:
         if value:

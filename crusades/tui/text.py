@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.text import Text
 
-from crusades.records import Reason, Statistic
+from crusades.records import Reason, Statistic, Status, Submission
 from crusades.tui.plain import plain
 
 GOLD, GOOD, BAD, RUN, WARN, VIOLET, DIM, TEAL = "#e0a93b", "#4fc78e", "#f27d73", "#78adff", "#e5b04a", "#bb9cf7", "#8d95a0", "#6fa6c0"
@@ -47,6 +47,15 @@ def span(seconds: float) -> str:
 def ago(now: float, at: float) -> str:
     """How long ago."""
     return "now" if now - at < 2 else f"{span(now - at)} ago"
+
+
+def opening(row: Submission, now: float) -> str:
+    """When a seal is expected to open; empty for anything else."""
+    if row.status is not Status.SEALED or row.reveal_round is None:
+        return ""
+    at = row.reveal_expected_at
+    when = "opens soon" if at is None or at <= now else f"opens in about {span(at - now)}"
+    return f"{when} (drand round {row.reveal_round})"
 
 
 def number(value: float | str | None) -> str:

@@ -3,7 +3,7 @@
 import { chip, when } from "./board.js";
 import { drawCode } from "./code.js";
 import { byId, h, marked, show } from "./dom.js";
-import { STATUS_WORDS, bytes, clean, clock, count, mfu, number, percent, short, span, webAddress } from "./format.js";
+import { STATUS_WORDS, bytes, clean, clock, count, mfu, number, opening, percent, short, span, webAddress } from "./format.js";
 
 const fact = (name, ...value) => [h("dt", null, name), h("dd", null, ...value)];
 const mono = (text) => h("bdi", { class: "mono" }, clean(text, 400));
@@ -95,6 +95,7 @@ export class Detail {
     return h("dl", { class: "facts" },
       fact("miner", mono(x.hotkey), x.uid === null ? h("span", { class: "muted" }, " not registered") : h("span", { class: "uid" }, `uid ${x.uid}`)),
       fact("committed", `block ${count(x.commit_block)}`, x.reveal_block !== null && `, revealed in block ${count(x.reveal_block)}`),
+      x.status === "sealed" && fact("sealed", opening(x)),
       x.url && fact("file", href ? h("a", { href, rel: "noopener noreferrer nofollow", target: "_blank" }, mono(x.url)) : mono(x.url)),
       x.sha256 && fact("sha256", mono(x.sha256)),
       x.attempts > 1 && fact("attempts", `${x.attempts}; more than one means that ours failed, not the miner's`),

@@ -39,6 +39,13 @@ export const ago = (at) => (now() - at < 2 ? "now" : `${span(now() - at)} ago`);
 export const clock = (at) => new Date(1000 * at).toLocaleString("en-GB", { year: "numeric", month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", second: "2-digit" });
 export const iso = (at) => new Date(1000 * at).toISOString();
 
+// When a seal is expected to open; empty for anything else.
+export function opening(x) {
+  if (x.status !== "sealed" || x.reveal_round == null) return "";
+  const left = x.reveal_expected_at == null ? 0 : x.reveal_expected_at - now();
+  return `opens ${left > 0 ? `in about ${span(left)}` : "soon"} (drand round ${clean(x.reveal_round)})`;
+}
+
 export function bytes(value) {
   if (!Number.isFinite(value)) return "–";
   return value >= 2 ** 30 ? `${(value / 2 ** 30).toFixed(1)} GiB` : `${(value / 2 ** 20).toFixed(1)} MiB`;

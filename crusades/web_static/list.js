@@ -2,7 +2,7 @@
 
 import { chip, opener, when } from "./board.js";
 import { byId, h, marked, show } from "./dom.js";
-import { STATUSES, clean, count, mfu, short } from "./format.js";
+import { STATUSES, clean, count, mfu, opening, short } from "./format.js";
 
 const KEEP = 50;
 
@@ -10,6 +10,7 @@ const reasonWords = (row) => {
   if (row.reason) return h("span", { class: row.status === "rejected" ? "bad" : "muted" }, row.reason.rule && h("code", null, clean(row.reason.rule, 40)), " ", marked(clean(row.reason.message, 300)));
   if (row.status === "running") return clean(row.progress, 80) || "running";
   if (row.status === "queued" && row.queue_position) return `number ${row.queue_position} in the queue`;
+  if (row.status === "sealed") return opening(row);
   if (row.provisional) return "seen at the head, not yet final";
   return "";
 };

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from crusades.records import Submission
 from crusades.tui.plain import short
-from crusades.tui.text import DIM, ago, status, text
+from crusades.tui.text import DIM, ago, opening, status, text
 from crusades.tui.widgets.rows import Rows
 
 
@@ -24,10 +24,10 @@ class Submissions(Rows):
 
     def _cells(self, row: Submission, now: float) -> list[Text]:
         return [status(row.status), Text("–" if row.uid is None else str(row.uid)), text(short(row.hotkey)), Text("" if row.score_mfu is None else f"{row.score_mfu:.3f}", style="bold"),
-                Text(str(row.commit_block), style=DIM), Text(ago(now, row.updated_at), style=DIM), words_of(row)]
+                Text(str(row.commit_block), style=DIM), Text(ago(now, row.updated_at), style=DIM), words_of(row, now)]
 
 
-def words_of(row: Submission) -> Text:
+def words_of(row: Submission, now: float) -> Text:
     """Why it stands where it stands, in a line."""
     if row.reason is not None:
         return Text.assemble((text(row.reason.rule + " ").plain if row.reason.rule else "", "bold"), text(row.reason.message).plain)
@@ -35,4 +35,6 @@ def words_of(row: Submission) -> Text:
         return text(row.progress)
     if row.queue_position:
         return Text(f"number {row.queue_position} in the queue", style=DIM)
+    if opens := opening(row, now):
+        return Text(opens, style=DIM)
     return Text("seen at the head, not yet final" if row.provisional else "", style=DIM)
