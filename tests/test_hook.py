@@ -65,6 +65,18 @@ DENIED: dict[str, tuple[str, int, str]] = {
     "setattr-class-of": ("R302", 2, "class A: pass\nsetattr(A(), '__cla' + 'ss__', int)"),
     "setattr-requires-grad": ("R501", 2, "class P: pass\nsetattr(P(), 'requires_' + 'grad', False)"),
     "delattr": ("R302", 2, "import math\ndelattr(math, 'pi')"),
+    "class-by-type": ("R206", 1, "type('A', (), {})"),
+    "class-by-type-reversed-name": ("R206", 2, "def f(): pass\ntype('A', (), {'__teg__'[::-1]: f})"),
+    "class-by-type-renamed": ("R206", 2, "t = type\nt('A', (), {})"),
+    "class-by-type-new": ("R206", 1, "type.__new__(type, 'A', (), {})"),
+    "class-by-type-call": ("R206", 1, "type.__call__(type, 'A', (), {})"),
+    "class-by-type-of-a-class": ("R206", 1, "type(int)('A', (), {})"),
+    "class-by-class-of-a-class": ("R206", 1, "int.__class__(*('A', (), {}))"),
+    "class-by-abstract-class": ("R206", 2, "import abc\nabc.ABCMeta('A', (), {})"),
+    "class-by-enum-class": ("R206", 2, "from enum import EnumMeta\nEnumMeta('A', (), {})"),
+    "class-by-partial": ("R206", 2, "from functools import partial\npartial(type, 'A', ())({})"),
+    "class-by-map": ("R206", 1, "list(map(type, ['A'], [()], [{}]))"),
+    "class-by-a-list": ("R206", 1, "[type][0]('A', (), {})"),
     "event-of-a-borrowed-module": ("R101", 2, "import random\nrandom._os.system('true')"),
     "event-of-code": ("R202", 2, "def f(): pass\nf.__code__"),
     "event-of-a-frame": ("R202", 5, "def main():\n    try:\n        1 / 0\n    except ZeroDivisionError as e:\n        return e.__traceback__.tb_frame"),
@@ -88,6 +100,11 @@ ALLOWED = {
     "missing-member": "import math\ndef main(): return getattr(math, 'no_such', 7)",
     "import-error": "try:\n    import flash_attn_interface\nexcept ImportError:\n    flash_attn_interface = None\ndef main(): return flash_attn_interface",
     "super": "class A:\n    def __init__(self): self.x = 1\nclass B(A):\n    def __init__(self):\n        super().__init__()\ndef main(): return B().x",
+    "type": "class M(type): pass\nclass A(metaclass=M): pass\nclass B(A, metaclass=M): pass\ndef f(x: type, k: 'type' = int, *a: type[int]) -> type: return k\n"
+    "def main():\n    assert type(1) is int and isinstance(int, type) and isinstance(A, (M, type)) and issubclass(M, type) and not isinstance(1, (type,))\n"
+    "    assert list(map(type, [1, ''])) == [int, str] and type(A()) is A and A().__class__ is A and type is type(int)\n"
+    "    match int:\n        case type(): pass\n    return type(B(), ).__name__, type.__name__, type([1])([2]), {type: 1}, type | None",
+    "rebuilt": "class P:\n    def __init__(self, a, b): self.a = a\n    def copy(self): return self.__class__(self.a, 2)\ndef main(): return type(P(1, 2))(*(3, 4)).copy().a",
     "print": "def main():\n    print('hello', flush=True)\n    return sorted(map(str, range(3)))",
     "lambda-and-closure": "def main():\n    k = 2\n    return [f(3) for f in (lambda x: x * k, lambda x: x ** k)]",
     "main-block": "x = 1\nif __name__ == '__main__':\n    import os\n    x = 2\nelse:\n    x = 3\ndef main(): return x",
@@ -223,6 +240,14 @@ def test_scanner_and_hook_agree_on_main_blocks(hook, source):
     statement = ast.parse(source).body[0]
     assert hook.is_main_guard(statement) == rules_source.is_main_guard(statement)
     assert ast.dump(hook.without_main(ast.parse(source))) == ast.dump(rules_source.without_main(ast.parse(source)))
+
+
+def test_one_thread_that_looks_does_not_blind_the_hook_to_another(hook, monkeypatch):
+    auditor = hook._Auditor({"exec": "R201"})
+    monkeypatch.setattr(hook, "_files", {__file__})
+    auditor._looking.add(-1)
+    with pytest.raises(hook.RuleViolation):
+        auditor.hook("exec", ())
 
 
 def test_some_of_them_are_main_blocks():

@@ -9,6 +9,7 @@ from rules_cheats import submission
 TOP: dict[str, str] = {
     "classes-and-their-classes": """
         import abc
+        import itertools
         from enum import Enum, EnumMeta
 
         class Base(abc.ABC, metaclass=abc.ABCMeta):
@@ -38,7 +39,7 @@ TOP: dict[str, str] = {
         def same(x, y, kind: type = int, *kinds: type[Base]):
             rebuilt = type(x)(y, x) if type(x) is type(y) else x.__class__("name", y, 1)
             if isinstance(x, type) and issubclass(x, (type, Base)):
-                return type(x).__name__, list(map(type, [x, y])), sorted([x, y], key=type)
+                return type(x).__name__, list(map(type, [x, y])), dict.fromkeys(itertools.groupby([x, y], key=type))
             return rebuilt, type(x).__call__, {int: type, "a": type(y)}, type(x) in (int, type), Kind("a"), Settings(1)
         """,
     "autograd-function": """

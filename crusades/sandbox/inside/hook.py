@@ -6,7 +6,8 @@ where a scanner cannot see (names computed while the program runs), and says whi
 
 How it works. The submission's module has a `__builtins__` of its own: `__import__` and the attribute functions are
 guarded, the forbidden ones raise. Only code of that module looks names up there; torch, its dependencies and generated code
-keep the interpreter's builtins and import freely. An audit hook (PEP 578) refuses what a line of the submission itself asks
+keep the interpreter's builtins and import freely. `type` cannot be a function of ours (`isinstance(x, type)`, and the compiler
+traces `type(x)`), so where a file does anything else with it, a call that looks is put around it. An audit hook (PEP 578) refuses what a line of the submission itself asks
 of the interpreter (opening files, sockets, processes, frames), however it came by the function.
 
 The source stays at its real path and in `linecache`, and the module in `sys.modules`: Triton and the compiler read it.
@@ -18,6 +19,7 @@ import ast
 import builtins
 import linecache
 import sys
+from _thread import get_ident
 from types import FrameType, ModuleType
 from typing import Any, NoReturn
 
@@ -63,6 +65,8 @@ def load(path: str) -> ModuleType:
     with open(path, "rb") as file:
         source = file.read().decode("utf-8-sig")
     tree = without_main(ast.parse(source, path))
+    if _table:
+        guard_classes(tree)
     code = compile(tree, path, "exec", dont_inherit=True)
     module = ModuleType(MODULE_NAME)
     namespace = module.__dict__
@@ -99,6 +103,77 @@ def without_main(tree: ast.Module) -> ast.Module:
     return tree
 
 
+# ---------------------------------------------------------------------------------------------------- classes by a call
+
+_GUARD = "guarded type"
+"""No name that a file can have."""
+_MAKERS = frozenset({"type", "ABCMeta", "EnumMeta", "EnumType"})
+_PLAIN_PLACES = frozenset({"bases", "annotation", "returns", "cls", "left", "comparators"})
+"""Fields of a node where what makes classes is inherited from, compared, or a hint."""
+
+
+def guard_classes(tree: ast.Module) -> None:
+    """Put the guard around `type` and its like wherever they do more than tell what something is. In place, iterative."""
+    for parent in ast.walk(tree):
+        for field, value in ast.iter_fields(parent):
+            if isinstance(value, list):
+                value[:] = [_guarded(item, parent, field) if isinstance(item, ast.expr) else item for item in value]
+            elif isinstance(value, ast.expr):
+                _setattr(parent, field, _guarded(value, parent, field))
+
+
+def _guarded(node: ast.expr, parent: ast.AST, field: str) -> ast.expr:
+    name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+    makes = isinstance(parent, ast.Call) and field == "func" and (len(parent.args) + len(parent.keywords) > 1 or any(isinstance(a, ast.Starred) for a in parent.args))
+    if makes and (name == "__class__" or (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "type")):
+        return _wrapped(node)
+    if name not in _MAKERS or not isinstance(_getattr(node, "ctx", None), ast.Load) or field in _PLAIN_PLACES:
+        return node
+    if isinstance(parent, ast.Call) and (not makes if field == "func" else isinstance(parent.func, ast.Name) and parent.func.id in ("isinstance", "issubclass")):
+        return node
+    if isinstance(parent, ast.Subscript) or (isinstance(parent, ast.keyword) and parent.arg == "metaclass"):
+        return node
+    return _wrapped(node)
+
+
+def _wrapped(node: ast.expr) -> ast.expr:
+    guard = ast.copy_location(ast.Name(_GUARD, ast.Load()), node)
+    return ast.copy_location(ast.Call(guard, [node], []), node)
+
+
+class _StandInKind(type):
+    """Makes the stand-in behave as `type` does in everything but making classes."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1 and not kwargs:
+            return type(args[0])
+        _deny("R206", "a call with a name, bases and members makes a class")
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, type)
+
+    def __subclasscheck__(cls, subclass: Any) -> bool:
+        return issubclass(subclass, type)
+
+    def __getattr__(cls, name: str) -> Any:
+        return _getattr(type, name)
+
+
+class _StandIn(metaclass=_StandInKind):
+    def __new__(cls, *_: Any, **__: Any) -> Any:
+        _deny("R206", "`type.__new__` makes a class")
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        _deny("R206", "`type.__call__` makes a class")
+
+
+def guarded_type(value: Any) -> Any:
+    """`value`, or a stand-in that makes no classes if it is `type` or one of the library's descendants of it."""
+    if value is type or (isinstance(value, type) and issubclass(value, type) and value.__module__ in ("abc", "enum")):
+        return _StandIn
+    return value
+
+
 # ---------------------------------------------------------------------------------------------------- denials
 
 
@@ -126,7 +201,7 @@ def _guarded_builtins() -> dict[str, Any]:
     for name, rule in _table.get("builtins", {}).items():
         if name != "__build_class__" and name in guarded:  # the class statement itself needs that one
             guarded[name] = _denied(name, rule)
-    guarded["__import__"] = guarded_import
+    guarded["__import__"], guarded[_GUARD] = guarded_import, guarded_type
     guarded["getattr"], guarded["setattr"], guarded["delattr"] = guarded_getattr, guarded_setattr, guarded_delattr
     return guarded
 
@@ -246,7 +321,8 @@ class _Auditor:
         self._exact = {event: rule for event, rule in events.items() if not event.endswith((".", "_current", "sys.set"))}
         self._prefixes = {event: rule for event, rule in events.items() if event not in self._exact}
         self._known: dict[str, str | None] = {}
-        self._looking = False
+        self._looking: set[int] = set()
+        """Threads that look right now: what one of them does must not blind the hook to another."""
 
     def hook(self, event: str, _: tuple[Any, ...]) -> None:
         """Called by the interpreter for every event of every thread: cheap unless the event is on the list."""
@@ -254,15 +330,15 @@ class _Auditor:
             rule = self._known[event]
         except KeyError:
             rule = self._known[event] = self._rule(event)
-        if rule is None or self._looking:
+        if rule is None or (thread := get_ident()) in self._looking:
             return
-        self._looking = True  # looking at a frame raises events of its own
+        self._looking.add(thread)  # looking at a frame raises events of its own
         try:
             frame = sys._getframe(1)
             if frame.f_code.co_filename in _files:
                 _deny(rule, f"train.py asks the interpreter for `{event}`", frame)
         finally:
-            self._looking = False
+            self._looking.discard(thread)
 
     def _rule(self, event: str) -> str | None:
         if event in self._exact:
