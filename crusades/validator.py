@@ -115,13 +115,22 @@ def link_credential(wallets: Path, name: str, hotkey: str, environment: Mapping[
     return True
 
 
-def must_have_walls() -> None:
-    """Refuse to start while a mandatory wall of the sandbox is down: submissions would run with our rights."""
+def must_have_walls(cpu: bool = False) -> None:
+    """Refuse to start while a mandatory wall of the sandbox is down, of CPU slots or of any card: submissions would run with our rights."""
     from crusades.sandbox.doctor import check_walls
 
-    down = [check for check in check_walls() if check.mandatory and not check.ok]
+    down = [check for check in check_walls(cpu=cpu) if check.mandatory and not check.ok]
     if down:
         raise ConfigError("the sandbox cannot be built on this machine:\n" + "\n".join(f"  {check.name}: {check.message}. Fix: {check.fix}" for check in down))
+
+
+def must_hide(settings: hparams.HParams, state_dir: Path, wallets: Path) -> None:
+    """Refuse to start when submissions would see what is ours."""
+    from crusades.sandbox.host import must_not_show
+    from crusades.sandbox.policy import contestant_policy
+
+    private = {"the state directory (--state-dir)": state_dir, "the wallets' folder (--wallet.path)": wallets}
+    must_not_show(contestant_policy(settings.sandbox).mounts, private)
 
 
 def configuration(arguments: argparse.Namespace) -> DaemonConfig:
@@ -131,7 +140,8 @@ def configuration(arguments: argparse.Namespace) -> DaemonConfig:
     must_judge(settings, *profiles_of(arguments.network, settings))
     with ThreadPoolExecutor(1) as apart:
         # The probes of the walls are processes of their own: they run, a second long, while this one imports the SDK.
-        walls = apart.submit(must_have_walls)
+        profiles = profiles_of(arguments.network, settings)
+        walls = apart.submit(must_have_walls, all(settings.profile(name).device == "cpu" for name in profiles))
         from crusades.chain import endpoints_of, open_wallet
         from crusades.daemon import DaemonConfig, Parts
 
@@ -140,6 +150,7 @@ def configuration(arguments: argparse.Namespace) -> DaemonConfig:
         wallet = open_wallet(arguments.wallet_name, arguments.wallet_hotkey, arguments.wallet_path, password=_ask if sys.stdin.isatty() else None)
         state_dir = open_state_dir(arguments.state_dir or default_state_dir(arguments.network, netuid))
         walls.result()
+    must_hide(settings, state_dir, Path(arguments.wallet_path))
     for secret in (settings.daemon.webhook_url, settings.daemon.heartbeat_url):  # their addresses are their passwords
         logs.redactor.add(secret)
     return DaemonConfig(hparams=settings, network=arguments.network, netuid=netuid, state_dir=state_dir, wallet=wallet, listen=arguments.web,

@@ -190,6 +190,34 @@ def test_missing_device_nodes_name_the_command_that_makes_them():
     assert "nvidia-modprobe" in checks[0].fix
 
 
+def test_every_card_is_looked_at(monkeypatch):
+    async def examine(gpu):
+        return [Check("probe", True, f"card {gpu}")]
+
+    async def probe(policy):
+        node = next(mount.inside for mount in policy.mounts if mount.inside.startswith("/dev/nvidia"))
+        return [Check("probe", node != "/dev/nvidia5", node)]
+
+    monkeypatch.setattr(doctor, "cards", lambda: [1, 4, 5])
+    monkeypatch.setattr(doctor, "examine", examine)
+    monkeypatch.setattr(doctor, "_probe", probe)
+    monkeypatch.setattr(doctor, "device_checks", lambda gpu: [])
+    assert [(check.name, check.ok) for check in doctor.check_walls()] == [("probe", True), ("probe (card 4)", True), ("probe (card 5)", False)]
+
+
+def test_slots_of_the_cpu_are_asked_for_no_card(monkeypatch):
+    asked = []
+
+    async def examine(gpu):
+        asked.append(gpu)
+        return []
+
+    monkeypatch.setattr(doctor, "cards", lambda: [0])
+    monkeypatch.setattr(doctor, "examine", examine)
+    doctor.check_walls(cpu=True)
+    assert asked == [None]
+
+
 ROWS = [Check("a", True, "fine"), Check("b", False, "slow", mandatory=False, fix="do x"), Check("c", False, "down", fix="do y\ndo z")]
 
 

@@ -3,12 +3,13 @@
 import itertools
 import os
 import sys
+from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
 from crusades import hparams
-from crusades.errors import SandboxFault
+from crusades.errors import ConfigError, SandboxFault
 from crusades.sandbox import cgroups, host, launch, seccomp
 from crusades.sandbox.advice import FIXES, advise
 from crusades.sandbox.identity import Identity
@@ -129,6 +130,22 @@ def test_an_environment_made_in_the_home_folder_is_refused(monkeypatch, tmp_path
         host.interpreter_mounts()
 
 
+@pytest.mark.parametrize("place", ["/usr/lib/crusades/state", sys.base_prefix + "/state", "/usr/lib"])
+def test_what_is_private_may_not_lie_where_submissions_look(place, policy):
+    with pytest.raises(ConfigError, match="every submission can read"):
+        host.must_not_show(policy.mounts, {"the state directory": Path(place)})
+
+
+def test_what_is_private_may_lie_elsewhere(policy, tmp_path):
+    host.must_not_show(policy.mounts, {"the state directory": tmp_path, "the wallets": Path("/usr/libexec-of-ours")})
+
+
+def test_a_link_does_not_hide_where_something_lies(policy, tmp_path):
+    (tmp_path / "link").symlink_to(sys.base_prefix)
+    with pytest.raises(ConfigError, match="--state-dir"):
+        host.must_not_show(policy.mounts, {"the state directory (--state-dir)": tmp_path / "link" / "state"})
+
+
 def test_tools_bring_the_links_that_lead_to_them():
     mounts = {m.inside: m for m in host.tool_mounts()}
     for name in ("/usr/bin/cc", "/usr/bin/as"):
@@ -217,6 +234,17 @@ def test_namespaces_switched_off_are_switched_on(tmp_path):
 ])  # fmt: skip
 def test_bubblewraps_complaints_are_answered(said, fix, tmp_path):
     assert fix in advise(said, tmp_path)
+
+
+@pytest.mark.parametrize(("said", "fix"), [
+    ("bwrap: Can't find source path /dev/nvidia3: No such file or directory", "nvidia-modprobe"), ("bwrap: Unknown option --disable-userns", "0.8 or later"),
+])  # fmt: skip
+def test_what_the_message_tells_comes_before_the_switches(said, fix, tmp_path):
+    assert fix in advise(said, switches(tmp_path, kernel__apparmor_restrict_unprivileged_userns="1\n", user__max_user_namespaces="0"))
+
+
+def test_a_process_is_not_proc(tmp_path):
+    assert "please report" in advise("bwrap: the process went away", tmp_path)
 
 
 def test_every_known_failure_has_a_command():

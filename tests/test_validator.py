@@ -1,11 +1,13 @@
 """The entry point: flags, what is refused before anything starts, and exit codes that systemd acts on."""
 
 import argparse
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from crusades import validator
+from crusades import hparams, validator
 from crusades.errors import ChainError, ConfigError, MustNotRestart, StateLocked, StoreError
 
 FLAGS = ["--accept-empty-state", "--accept-foreign-weights", "--help", "--hparams", "--json-logs", "--netuid", "--network", "--state-dir", "--version",
@@ -99,6 +101,13 @@ def test_a_wall_that_is_down_stops_the_start_and_says_what_mends_it(monkeypatch)
     walls(down=True)
     with pytest.raises(ConfigError, match="apt-get install bubblewrap"):
         validator.must_have_walls()
+
+
+@pytest.mark.parametrize("flag", ["--state-dir", "--wallet.path"])
+def test_what_submissions_would_see_refuses_the_start(flag, tmp_path):
+    places = {"--state-dir": tmp_path, "--wallet.path": tmp_path} | {flag: Path(sys.base_prefix) / "lib"}
+    with pytest.raises(ConfigError, match=flag):
+        validator.must_hide(hparams.HParams(), places["--state-dir"], places["--wallet.path"])
 
 
 def test_a_systemd_credential_is_linked_to_where_the_sdk_looks(tmp_path):

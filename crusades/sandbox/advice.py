@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 APPARMOR_PROFILE = """printf 'abi <abi/4.0>,\\ninclude <tunables/global>\\nprofile bwrap /usr/bin/bwrap flags=(unconfined) {\\n  userns,\\n}\\n' | sudo tee /etc/apparmor.d/bwrap
@@ -47,6 +48,11 @@ def advise(said: str, sys_root: Path = Path("/proc/sys")) -> str:
         return FIXES["cgroups"]
     if "libseccomp" in said or "filter cannot be compiled" in said:
         return FIXES["libseccomp"]
+    if "Unknown option" in said or "unrecognized option" in said:
+        return FIXES["bubblewrap version"]
+    if "nvidia" in said:
+        return FIXES["device nodes"]
+    # From here on the message alone does not tell: what the kernel's switches say comes before a guess.
     if _switch(sys_root / "kernel/apparmor_restrict_unprivileged_userns") == "1":
         return APPARMOR_PROFILE
     if _switch(sys_root / "kernel/unprivileged_userns_clone") == "0":
@@ -54,11 +60,7 @@ def advise(said: str, sys_root: Path = Path("/proc/sys")) -> str:
     for switch in sorted((sys_root / "user").glob("max_*_namespaces")):
         if _switch(switch) == "0":
             return f"sudo sysctl -w user.{switch.name}=15000   # and into /etc/sysctl.d to last"
-    if "Unknown option" in said or "unrecognized option" in said:
-        return FIXES["bubblewrap version"]
-    if "nvidia" in said:
-        return FIXES["device nodes"]
-    if "namespace" in said or "Operation not permitted" in said or "proc" in said:
+    if "namespace" in said or "Operation not permitted" in said or re.search(r"\bproc\b", said):
         return "inside a container: start it with --security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined"
     return _UNEXPECTED
 

@@ -69,10 +69,27 @@ def run_doctor(*, json: bool = False, gpu: int | None = None) -> int:
     return worst
 
 
-def check_walls(*, gpu: int | None = None) -> list[Check]:
-    """Every check, in the order in which they should be mended. Takes about a second; starts sandboxes. Not from within trio: use `examine`."""
+def check_walls(*, gpu: int | None = None, cpu: bool = False) -> list[Check]:
+    """Every check, in the order in which they should be mended: of card /dev/nvidia`gpu`, of CPU slots with `cpu`, else of every card.
+
+    Takes about two seconds; starts sandboxes. Not from within trio: use `examine`.
+    """
     cgroups.enter_leaf()
-    return trio.run(examine, gpu if gpu is not None else first_card())
+    wanted = [] if cpu else [gpu] if gpu is not None else cards()
+    return trio.run(_examine_all, tuple(wanted))
+
+
+async def _examine_all(wanted: tuple[int, ...]) -> list[Check]:
+    """The first card in full, or a CPU slot; of the others what differs by card."""
+    checks = await examine(wanted[0] if wanted else None)
+    for gpu in wanted[1:]:
+        more = [*device_checks(gpu)]
+        try:
+            more += await _probe(contestant_policy(hparams.Sandbox(), gpu=gpu))
+        except SandboxFault as error:
+            more.append(Check("sandbox", False, str(error), fix=advise(str(error))))
+        checks += [msgspec.structs.replace(check, name=f"{check.name} (card {gpu})") for check in more]
+    return checks
 
 
 async def examine(gpu: int | None = None) -> list[Check]:
@@ -86,10 +103,9 @@ async def examine(gpu: int | None = None) -> list[Check]:
     return checks
 
 
-def first_card() -> int | None:
-    """The lowest number of a card's node (NVML counts otherwise), None on a machine without."""
-    numbers = [int(match[1]) for path in Path("/dev").glob("nvidia*") if (match := re.fullmatch(r"nvidia(\d+)", path.name))]
-    return min(numbers, default=None)
+def cards() -> list[int]:
+    """Numbers of the cards whose nodes exist."""
+    return sorted(int(match[1]) for path in Path("/dev").glob("nvidia*") if (match := re.fullmatch(r"nvidia(\d+)", path.name)))
 
 
 def host_checks() -> Iterator[Check]:

@@ -9,9 +9,10 @@ import re
 import shutil
 import sys
 import sysconfig
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from crusades.errors import SandboxFault
+from crusades.errors import ConfigError, SandboxFault
 from crusades.sandbox.policy import GPU_HIDDEN, Mount
 
 TOOLS: dict[str, str] = {
@@ -77,6 +78,15 @@ def _refuse_home(folders: list[str]) -> None:
     for folder in folders:
         if home != "/" and _within(home, folder):
             raise SandboxFault(f"the Python environment {folder} contains the home folder {home}, and a sandbox would see both: make one in a folder of its own")
+
+
+def must_not_show(mounts: Sequence[Mount], private: Mapping[str, Path]) -> None:
+    """ConfigError when one of `private` (what it is → where) lies in a folder that `mounts` show to every submission."""
+    for what, place in private.items():
+        real = _real(str(place.expanduser()))
+        for mount in mounts:
+            if mount.kind == "ro" and _within(real, _real(mount.host)):
+                raise ConfigError(f"{what}, {real}, lies in {mount.host}, which every submission can read: put it elsewhere")
 
 
 def _distribution_python() -> list[str]:

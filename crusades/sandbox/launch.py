@@ -23,8 +23,8 @@ from crusades.sandbox.seccomp import compile_filter
 
 SHIM = 'while [ "$1" != -- ]; do echo 0 > "$1" || exit 70; shift; done; shift; ulimit -c 0; exec 3<&0 0</dev/null; exec "$@"'
 """Run by /bin/sh: enter the cgroups named before `--`, put the channel (passed as standard input) on 3, become bubblewrap."""
-START_PATIENCE = 10.0
-"""Seconds for bubblewrap to report its child; it takes about 5 ms."""
+START_PATIENCE = 3.0
+"""Seconds for bubblewrap to report its child, which it does before it mounts anything, after about 5 ms. The event loop waits as long."""
 _FIRST_FD = 10
 """Descriptors that we pass to the shell are numbered from here, away from those that it moves."""
 
@@ -98,6 +98,7 @@ def rlimits(limits: Limits, *, memory: bool) -> dict[str, int]:
         "MEMLOCK": limits.locked_bytes,
         "NPROC": limits.max_processes,  # counted per user namespace; does not bind uid 0 of the host
         "MSGQUEUE": 0,
+        "SIGPENDING": 1024,  # queued signals and timers: counted per user of the host too, who is the validator's unless root starts us
     }
     return values | ({"DATA": limits.memory_bytes} if memory else {})
 
