@@ -107,7 +107,7 @@ def test_a_wall_that_is_down_stops_the_start_and_says_what_mends_it(monkeypatch)
 def test_what_submissions_would_see_refuses_the_start(flag, tmp_path):
     places = {"--state-dir": tmp_path, "--wallet.path": tmp_path} | {flag: Path(sys.base_prefix) / "lib"}
     with pytest.raises(ConfigError, match=flag):
-        validator.must_hide(hparams.HParams(), places["--state-dir"], places["--wallet.path"])
+        validator.must_hide(hparams.load(), places["--state-dir"], places["--wallet.path"])
 
 
 def test_a_systemd_credential_is_linked_to_where_the_sdk_looks(tmp_path):
