@@ -235,9 +235,12 @@ class Sightings:
         was about that one alone.
         """
         here = {(row.hotkey, row.commit_block) for row in rows}
+        damaged = {name for name, state in states.items() if state.damaged}  # what cannot be read today says nothing about a seal
         lost = []
         for key, row in list(self.sealed.items()):
             if key in here or row.commit_block > block or hotkey not in (None, row.hotkey):
+                continue
+            if row.hotkey in damaged:
                 continue
             why = _why_gone(row, states.get(row.hotkey, HotkeyState(row.hotkey)))
             if why is not None or final:
@@ -250,7 +253,7 @@ class Sightings:
         for row in rows:
             if row.state is Status.SEALED:
                 self.sealed[row.hotkey, row.commit_block] = row
-            elif final:
+            elif final and row.hotkey not in damaged:
                 self.sealed.pop((row.hotkey, row.commit_block), None)
         return lost
 

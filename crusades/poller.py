@@ -102,8 +102,10 @@ def _note_neurons(ctx: Context, neurons: list[Neuron]) -> None:
     ctx.metrics.registered.set(me is not None)
     ctx.metrics.permit.set(me is not None and me.validator_permit)
     ctx.metrics.stake.set(me.stake if me else 0.0)
-    ctx.ready("registration", "ready" if me else f"hotkey {ctx.hotkey} is not registered on subnet {ctx.netuid}")
-    ctx.problem("registration", "" if me else f"hotkey {ctx.hotkey} is not registered on subnet {ctx.netuid}: no weights can be set")
+    missing = f"hotkey {ctx.hotkey} is not registered on subnet {ctx.netuid}"
+    ctx.ready("registration", "ready" if me else missing)
+    ctx.problem("registration", "" if me else f"{missing}, so no weights can be set: register it from another machine, with the coldkey "
+                                              f"(`btcli subnet register --netuid {ctx.netuid}`), or start with another --wallet.hotkey")
 
 
 async def _read_commitments(ctx: Context, head: Head) -> None:

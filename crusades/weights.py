@@ -20,6 +20,7 @@ from crusades.chain_records import Sent
 from crusades.chain_weights import OnChainWeights, WeightsPlan, arrived, quantise, shares
 from crusades.context import Context
 from crusades.errors import ChainError, ChainIncompatible, OutcomeUnknown
+from crusades.weights_catch_up import CATCHING_UP, CatchUp
 from crusades.weights_ours import Ours
 from crusades.weights_proof import Proof
 
@@ -97,6 +98,7 @@ class _Setter:
 
     ours: Ours = field(default_factory=Ours)
     proof: Proof = field(default_factory=Proof)
+    catch_up: CatchUp = field(default_factory=CatchUp)
     never_before: int = -1
     trouble: str = ""
     """Why the last attempt failed, until the next one."""
@@ -138,7 +140,8 @@ async def _one_head(ctx: Context, me: _Setter) -> None:
     ctx.ready("weights")
     ctx.metrics.weights_held.set(bool(held))
     ctx.board.weights_held = held
-    ctx.problem("weights", held if ctx.block and held and me.acquainted and held != NOTHING_SCORED else "")
+    young = held == NOTHING_SCORED or held.startswith(CATCHING_UP)
+    ctx.problem("weights", held if ctx.block and me.acquainted and not young else "")
 
 
 async def _look_and_act(ctx: Context, me: _Setter) -> str:
@@ -152,6 +155,8 @@ async def _look_and_act(ctx: Context, me: _Setter) -> str:
     vector, why_empty = await _vector(ctx)
     plan = await ctx.chain.preflight_weights(vector) if vector else None
     await _rehearse(ctx, me, plan, held)
+    if me.ours.state_known and plan is not None and (waits := await me.catch_up.waits(ctx, held.block)):
+        return waits
     choice = choose(_situation(ctx, me, vector, why_empty, plan, held))
     if not choice.send or plan is None:
         return choice.held or (me.trouble if held.block < me.never_before else "")
@@ -175,6 +180,7 @@ def _situation(ctx: Context, me: _Setter, vector: Mapping[str, float], why_empty
 async def _acquaint(ctx: Context, me: _Setter, held: OnChainWeights) -> None:
     """At the start: whose weights are on chain, and go on reading back what the last process sent."""
     await me.ours.meet(ctx, held)
+    me.catch_up.over = me.ours.journalled or ctx.accept_empty_state
     last = await ctx.store.weights()
     if last.asked_block is not None:
         me.proof.resume(dict(zip(*quantise(sorted(last.asked.items())), strict=True)), last.asked_block, applied=last.applied_block is not None)

@@ -127,6 +127,13 @@ def test_a_seal_that_no_finalised_block_knows_is_withdrawn_but_not_before_finali
     assert not seen.sealed
 
 
+@pytest.mark.parametrize("last", [None, 100, 110])
+def test_a_damaged_value_condemns_no_seal_that_was_good(last):
+    seen, lost = after(HotkeyState(A, uid=4, last_commitment=last, damaged="its live commitment cannot be decoded"), block=130, final=True)
+    assert lost == []
+    assert (A, 100) in seen.sealed
+
+
 def test_an_older_block_says_nothing_about_a_newer_seal():
     seen, lost = after(HotkeyState(A, uid=4), block=99)
     assert lost == []

@@ -649,6 +649,47 @@ async def test_a_new_leader_gets_the_weights(house, autojump_clock):
         await weights_set(house, {3: 65535})
 
 
+async def test_a_fresh_state_judges_what_was_there_before_it_pays_anybody(house, autojump_clock):
+    house.judge.seconds = 60.0
+    house.chain.block = 40
+    commit(house, "# mfu 40")
+    commit(house, "# mfu 45", hotkey="5Miner3", uid=3, block=12)
+    async with house.running() as ctx:
+        await eventually(lambda: ctx.board.weights_held.startswith("catching up: not judged yet of what was there at block 38: 1;"))
+        assert "weights" not in ctx.board.problems
+        await weights_set(house, {3: 65535})
+    assert house.chain.sent[0] == {3: 65535}
+
+
+async def test_a_host_that_is_down_holds_a_fresh_state_no_longer_than_its_grace(house, autojump_clock):
+    house.chain.block = 40
+    commit(house, "# mfu 40")
+    lost = commit(house, "# mfu 45", hotkey="5Miner3", uid=3, block=12)
+    house.files.served[house.chain.rows[-1].payload.url] = FetchFault("down")
+    house.settings = msgspec.structs.replace(house.settings, fetch=msgspec.structs.replace(house.settings.fetch, grace_hours=0.2))
+    async with house.running():
+        await weights_set(house, {2: 65535}, patience=3600)
+        assert (await house.until(lost)).submission.status is Status.REJECTED
+
+
+async def test_what_is_committed_later_holds_up_nothing(house, autojump_clock):
+    house.chain.block = 40
+    commit(house, "# mfu 40")
+    async with house.running():
+        await trio.sleep(5)
+        commit(house, "# hang", hotkey="5Miner3", uid=3, block=41)
+        await weights_set(house, {2: 65535})
+
+
+async def test_a_person_may_send_before_everything_is_judged(house, autojump_clock):
+    house.chain.block = 40
+    commit(house, "# mfu 40")
+    commit(house, "# hang", hotkey="5Miner3", uid=3, block=12)
+    house.extra["accept_empty_state"] = True
+    async with house.running():
+        await weights_set(house, {2: 65535})
+
+
 async def test_weights_are_refreshed_each_tempo_and_not_each_block(house, autojump_clock):
     commit(house, "# mfu 40")
     async with house.running():

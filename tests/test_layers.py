@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "crusades"
 
-DAEMON = ("daemon", "context", "devices", "housekeeping", "intake", "judging", "mishaps", "poller", "watch", "weights", "weights_ours", "weights_proof")
+DAEMON = ("daemon", "context", "devices", "housekeeping", "intake", "judging", "mishaps", "poller", "watch", "weights", "weights_catch_up", "weights_ours", "weights_proof")
 """The daemon's task tree and its tasks: one component in several files."""
 
 LAYERS = (
