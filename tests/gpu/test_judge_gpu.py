@@ -1,0 +1,152 @@
+"""The real judge on a real card: shared memory between processes, who pays when the card is full, and what is left behind.
+
+`pytest tests/gpu` on a machine with a card. The `tiny` profile is put on it; its limits were measured on CPUs, so they are
+widened: what is looked at here is the way, not the resolution.
+"""
+
+import hashlib
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+import trio
+
+from crusades import hparams, nvml
+from crusades.bench.evaluate import Job, open_slot
+from crusades.bench.local import BenchConfig, bench_slot
+from crusades.bench.referee.models import load_reference
+from crusades.errors import DeviceFault
+from crusades.records import Outcome, Source
+
+pytestmark = [pytest.mark.gpu, pytest.mark.slow]
+
+ROOT = Path(__file__).parent.parent.parent
+BASELINE = (ROOT / "examples" / "baseline.py").read_text()
+COMPILED = (ROOT / "examples" / "compile.py").read_text()
+WIDER = 20
+
+FULL = "import os, torch\ndef fill():\n    kept = []\n    while True: kept.append(torch.empty(256 << 20, dtype=torch.uint8, device='cuda'))\n"
+HOSTILE = {
+    "fills the card": FULL + "def inner_steps(*a): fill()\n",
+    "fills the card and kills itself": FULL + "def inner_steps(*a):\n    try: fill()\n    except torch.OutOfMemoryError: os.kill(os.getpid(), 9)\n",
+    "breaks its context": (
+        "import torch\ndef inner_steps(*a):\n    torch.zeros(1, device='cuda')[torch.tensor([9], device='cuda')]\n    torch.cuda.synchronize()\n"),
+    "trains nothing": BASELINE.replace("optimizer.step()", "pass"),
+}  # fmt: skip
+HONEST = {
+    "baseline": BASELINE,
+    "torch.compile": COMPILED,
+    "CUDA graphs": COMPILED.replace("torch.compile(loss_and_logits)", 'torch.compile(loss_and_logits, mode="reduce-overhead")').replace("logits.detach()", "logits.detach().clone()"),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def library():
+    """The driver's, on a machine with a card."""
+    if not nvml.devices():
+        pytest.skip("no NVIDIA card answers here")
+    return nvml.load()
+
+
+def widened(limit):
+    return [WIDER * step for step in limit] if isinstance(limit, list | tuple) else WIDER * limit
+
+
+def settings():
+    loaded = hparams.load(ROOT / "hparams.toml")
+    tiny = loaded.profile("tiny")
+    tiny = msgspec.structs.replace(tiny, limits={name: widened(limit) for name, limit in tiny.limits.items()})
+    return msgspec.structs.replace(loaded, profiles={**loaded.profiles, "tiny": tiny})
+
+
+def used(library):
+    return library.nvmlDeviceGetMemoryInfo(library.nvmlDeviceGetHandleByIndex(0)).used
+
+
+async def judge_all(folder, library):
+    """Verdicts by name; after each hostile one what the card still holds, and the baseline's."""
+    found = {}
+    config = BenchConfig(path=ROOT, hparams=settings(), profile_name="tiny", device="cuda:0", runs=1)
+
+    async with open_slot(bench_slot(config, folder / "slot")) as slot:
+
+        async def judge(name, text):
+            content = text.encode()
+            source = Source(sha256=hashlib.sha256(content).hexdigest(), content=content, url="", fetched_at=0.0)
+            try:
+                found[name] = await slot.evaluate(Job(name, source, commit_block=0, block=0, skip_rules=True))
+            except DeviceFault as fault:
+                found[name] = fault
+
+        for name, text in HONEST.items():
+            await judge(name, text)
+        found["before"], referee = used(library), slot._referee
+        for name, text in HOSTILE.items():
+            await judge(name, text)
+            found[f"held after: {name}"] = used(library)
+            await judge(f"baseline after: {name}", BASELINE)
+        found["same referee"] = slot._referee is referee
+    return found
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory, library):
+    return trio.run(judge_all, tmp_path_factory.mktemp("judge"), library)
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_honest_work_in_the_sandbox_lands_in_the_referees_memory(found, name):
+    """Accepted means read: every gradient that the audit knows came out of memory that another process wrote."""
+    assert found[name].verdict is Outcome.ACCEPTED, found[name].message
+    assert all(run.audit.passed for run in found[name].runs)
+
+
+def test_the_report_names_card_and_driver(found):
+    assert found["baseline"].environment["driver"]
+    assert found["baseline"].runs[1].telemetry["samples"] > 0
+
+
+def test_weights_that_nobody_touched_are_seen(found):
+    assert found["trains nothing"].verdict is Outcome.REJECTED
+    assert found["trains nothing"].code // 100 == 14
+
+
+def test_whoever_fills_the_card_pays_for_it(found):
+    """The referee's workspace is reserved: its audit of the next one runs."""
+    assert found["fills the card"].code == 1305, found["fills the card"].message
+
+
+def test_a_killed_process_is_the_submissions_end(found):
+    assert found["fills the card and kills itself"].code == 1303
+
+
+def test_a_broken_context_is_the_submissions_own(found):
+    assert found["breaks its context"].code in (1302, 1308), found["breaks its context"]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_the_card_is_free_again_when_the_evaluation_ends(found, name):
+    assert found[f"held after: {name}"] - found["before"] < 1 << 30
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_the_next_submission_is_judged_right(found, name):
+    verdict = found[f"baseline after: {name}"]
+    assert verdict.verdict is Outcome.ACCEPTED, verdict.message
+
+
+def test_no_submission_took_the_referee_down(found):
+    assert found["same referee"]
+
+
+def test_six_gigabytes_of_weights_are_restored_in_less_than_a_third_of_a_second():
+    reference = load_reference(hparams.load(ROOT / "hparams.toml").profile("qwen2.5-3b").model, "cuda", None)
+    try:
+        initial = reference.redraw(1)
+        reference.restore(initial)
+        started = time.monotonic()
+        reference.restore(initial)
+        assert time.monotonic() - started < 0.3
+    finally:
+        reference.memory.close()
