@@ -189,7 +189,8 @@ def calibrate(arguments: Arguments) -> int:
     out, honest = Path(arguments.out or f"calibration-{profile}"), tuple(Path(path) for path in arguments.honest)
     if missing := [path for path in honest if not path.is_file()]:
         raise UsageError(f"--honest {missing[0]}: there is no such file")
-    config = CalibrateConfig(profile_name=profile, profile=hparams.profile(profile), device=kind, out=out, exams=arguments.exams, submissions=honest, seconds=arguments.seconds, on_progress=say)
+    config = CalibrateConfig(profile_name=profile, profile=hparams.profile(profile), device=kind, out=out, exams=arguments.exams, sizes=_sizes(arguments.sizes), each=arguments.each,
+                             submissions=honest, seconds=arguments.seconds, on_progress=say)  # fmt: skip
     card = Card(index if kind == "cuda" else None)
     card.open()  # before CUDA is asked: a card that is missing or taken gets a sentence
     os.environ |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": str(index) if kind == "cuda" else ""}
@@ -206,6 +207,17 @@ def calibrate(arguments: Arguments) -> int:
         print(f"limits of {profile} are in {target}")
     print(f"report: {out / 'report.md'}")
     return 0
+
+
+def _sizes(text: str | None) -> tuple[float, ...]:
+    from crusades.bench.referee.recipe import SIZES
+
+    if text is None:
+        return SIZES
+    sizes = tuple(s for s in SIZES if str(s) in {part.strip() for part in text.split(",")})
+    if len(sizes) != len(text.split(",")):
+        raise UsageError(f"--sizes {text}: choose among {', '.join(map(str, SIZES))}")
+    return sizes
 
 
 def setup(arguments: Arguments) -> int:

@@ -20,11 +20,15 @@ import torch
 
 from crusades.bench.referee import limits as bounds
 from crusades.bench.referee.data import open_corpus
-from crusades.bench.referee.exam import prepare_exam
-from crusades.bench.referee.lab import Lab, Recipe, copies_for
+from crusades.bench.referee.exam import Exam, prepare_exam
+from crusades.bench.referee.lab import Lab, State, copies_for
+from crusades.bench.referee.layout import layer_of
 from crusades.bench.referee.limits import Result
-from crusades.bench.referee.models import load_reference
-from crusades.bench.referee.variants import Variant, everything, set_sequence_length
+from crusades.bench.referee.models import Reference, load_reference
+from crusades.bench.referee.recipe import SIZES, Recipe, Variant
+from crusades.bench.referee.variants import everything
+from crusades.bench.referee.variants_attacks import set_sequence_length
+from crusades.bench.referee.verdict import PREFIX
 from crusades.errors import ConfigError
 from crusades.hparams import Profile
 
@@ -40,6 +44,10 @@ class CalibrateConfig:
     """Folder of results.jsonl, limits.toml and report.md."""
     exams: int = 3
     """Honest variants run on every exam, shortcuts on the first."""
+    sizes: tuple[float, ...] = SIZES
+    """Which sizes the graded shortcuts come in; fewer take less time, and the report lists what was not measured."""
+    each: int = 0
+    """At most so many shortcuts of each dimension, the small ones first; 0 = all."""
     submissions: tuple[Path, ...] = ()
     """Honest train.py files of ours that join the honest population."""
     cache_dir: Path | None = None
@@ -49,38 +57,139 @@ class CalibrateConfig:
 
 
 def calibrate(config: CalibrateConfig) -> bool:
-    """Measure what is missing, then write limits and report. True when every variant has been measured."""
+    """Measure what is missing, then write limits and report. True when everything that was asked for has been measured.
+
+    Raises ConfigError when the folder holds results of another profile, device or kind of audit."""
     config.out.mkdir(parents=True, exist_ok=True)
     log = config.out / "results.jsonl"
-    done = read_results(log)
+    done = open_results(log, header_of(config))
     started = time.monotonic()
     reference = load_reference(config.profile.model, config.device, config.cache_dir)
     corpus = open_corpus(config.profile.data, reference.vocabulary, config.cache_dir)
-    set_sequence_length(config.profile.sequence_length - 1)
-    variants = everything(config.profile.steps, reference.layers, config.profile.batch_size, cuda=config.device == "cuda",
-                          low_precision=config.profile.model.dtype == "bfloat16")  # fmt: skip
-    variants += [Variant(f"submission {path.name}", "honest", Recipe(submission=str(path))) for path in config.submissions]
-    complete, copies = True, copies_for(reference, config.profile.steps) if config.profile.audit.anchored_runs else {}
+    variants = population(config, reference, config.sizes)
+    copies = copies_for(reference, config.profile.steps) if config.profile.audit.anchored_runs else {}
+    complete = True
     for number in range(config.exams):
-        wanted = [v for v in variants if number == 0 or v.population == "honest"]
-        wanted.sort(key=lambda v: bool(v.recipe.compile))  # compilation takes minutes: what is quick is measured first
-        missing = [v for v in wanted if (v.name, number) not in {(r.variant, r.exam) for r in done}]
+        missing = _missing(variants, number, done, config.each)
         if not missing:
             continue
+        if _late(config, started):
+            complete = False
+            break
         initial = reference.redraw(1000 + number)
         exam = prepare_exam(reference, corpus, config.profile, initial, hashlib.sha256(f"calibrate {number}".encode()).digest()[:16])
         config.on_progress(f"exam {number}: {exam.seconds:.1f} s; {len(missing)} variants to measure")
+        states = _shared_start(reference, config, exam, initial, missing) if not copies else {}
         for variant in missing:
-            if config.seconds and time.monotonic() - started > config.seconds:
+            if _late(config, started):
                 complete = False
                 break
-            result = _measure(Lab(reference, config.profile, exam, initial, keep_previous=variant.keep_previous, copies=copies), variant, number)
+            lab = Lab(reference, config.profile, exam, initial, keep_previous=variant.keep_previous, copies=copies, states=states)
+            result = _measure(lab, variant, number)
             done.append(result)
             with log.open("ab") as file:
                 file.write(msgspec.json.encode(result) + b"\n")
             config.on_progress(f"  {variant.population:8s} {variant.name}: {result.error or f'{result.seconds:.2f} s'}")
-    write_report(config, done)
+    if any(r.population == "honest" and not r.error for r in done):
+        write_report(config, done, population(config, reference, SIZES))
     return complete
+
+
+def _late(config: CalibrateConfig, started: float) -> bool:
+    return bool(config.seconds) and time.monotonic() - started > config.seconds
+
+
+def population(config: CalibrateConfig, reference: Reference, sizes: tuple[float, ...]) -> list[Variant]:
+    """Every variant of this profile, the graded ones in `sizes`."""
+    profile, layers = config.profile, reference.layers
+    set_sequence_length(profile.sequence_length - 1)
+    heads = int(reference.config.get("num_attention_heads") or 0)
+    matrices = sum(len(s.shape) == 2 and 0 <= layer_of(s.name, layers) < layers for s in reference.layout.specs)
+    variants = everything(profile.steps, layers, profile.batch_size, cuda=config.device == "cuda", low_precision=profile.model.dtype == "bfloat16",
+                          heads=heads, matrices=matrices, sizes=sizes)  # fmt: skip
+    return variants + [Variant(f"submission {path.name}", "honest", Recipe(submission=str(path))) for path in config.submissions]
+
+
+def _missing(variants: list[Variant], number: int, done: list[Result], each: int) -> list[Variant]:
+    """What exam `number` still lacks: honest work first, then one shortcut of each dimension in turn, and what is compiled,
+    which takes minutes, last; so that a calibration that is stopped early knows something of everything."""
+    have, turns, placed = {r.variant for r in done if r.exam == number}, dict[str, int](), list[tuple[tuple[bool, int], Variant]]()
+    for v in variants:
+        turn = 0
+        if v.population != "honest":
+            turn = turns[v.dimension] = turns.get(v.dimension, 0) + 1
+        if v.name not in have and (turn == 0 or (number == 0 and turn <= (each or turn))):
+            placed.append(((bool(v.recipe.compile), turn), v))
+    return [v for _, v in sorted(placed, key=lambda pair: pair[0])]
+
+
+def _shared_start(reference: Reference, config: CalibrateConfig, exam: Exam, initial: torch.Tensor, missing: list[Variant]) -> dict[int, State]:
+    """On a CPU, where a step takes seconds: the steps that late shortcuts share with plain training, trained once."""
+    last = config.profile.steps - 1
+    wanted = tuple(sorted({min(v.recipe.first, last) for v in missing} - {0, 1}))[-2:]  # two, for the memory that each takes
+    if config.device == "cuda" or not wanted:
+        return {}
+    lab = Lab(reference, config.profile, exam, initial, keep_states=wanted)
+    lab.measure(Recipe())
+    return lab.states
+
+
+WORKLOAD = ("model", "data", "audit", "batch_size", "sequence_length", "steps", "learning_rate", "beta1", "beta2", "epsilon", "weight_decay")
+"""The settings of a profile that move a statistic."""
+
+
+def header_of(config: CalibrateConfig) -> dict[str, Any]:
+    """What all results of one folder have in common: "model.dtype", "steps" and so on → value as JSON has it."""
+    header: dict[str, Any] = {"device": device_name(config.device), "anchored": bool(config.profile.audit.anchored_runs)}
+    for name in WORKLOAD:
+        value = msgspec.json.decode(msgspec.json.encode(getattr(config.profile, name)))
+        header |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+    return {k: v for k, v in header.items() if not k.startswith("audit.anchor")}  # how many there are moves nothing
+
+
+def device_name(device: str) -> str:
+    """The card, or the kind of CPU."""
+    return torch.cuda.get_device_name() if device == "cuda" else f"CPU {platform.machine()}"
+
+
+def open_results(log: Path, header: dict[str, Any]) -> list[Result]:
+    """The results so far; a new file begins with `header`. Files from before there were headers have none, nor those from
+    before there was a setting its value. ConfigError when they are not of the same workload: limits come from one population."""
+    done, other = "use another --out, or remove the folder to start over", read_header(log)
+    if differs := [k for k in header if header[k] != other.get(k, header[k])]:
+        told = "; ".join(f"{k} was {other[k]!r}, now {header[k]!r}" for k in differs)
+        raise ConfigError(f"{log} holds results of another calibration ({told}); {done}")
+    found = read_results(log)
+    for result in found:
+        if not result.error and header["anchored"] != any(name.startswith(PREFIX) for name in result.statistics):
+            kinds = "without anchored steps, and the profile has" if header["anchored"] else "with anchored steps, and the profile has no"
+            raise ConfigError(f"{log} holds results {kinds} anchored_runs; {done}")
+    if log.exists() and log.stat().st_size:
+        _end_last_line(log)
+    else:
+        log.write_bytes(msgspec.json.encode({"header": header}) + b"\n")
+    return found
+
+
+def _end_last_line(log: Path) -> None:
+    """What a crash cut short must not swallow the next result."""
+    with log.open("rb+") as file:
+        file.seek(-1, 2)
+        if file.read() != b"\n":
+            file.write(b"\n")
+
+
+def read_header(log: Path) -> dict[str, Any]:
+    """What the first line says; nothing where there is no file, or one from before there were headers."""
+    first = log.read_bytes().partition(b"\n")[0] if log.exists() else b""
+    try:
+        return msgspec.json.decode(first, type=_First).header
+    except msgspec.DecodeError:
+        return {}
+
+
+class _First(msgspec.Struct):
+    header: dict[str, Any]
 
 
 def read_results(log: Path) -> list[Result]:
@@ -90,7 +199,7 @@ def read_results(log: Path) -> list[Result]:
         try:
             found.append(msgspec.json.decode(line, type=Result))
         except msgspec.DecodeError:
-            continue  # the last line of an interrupted run
+            continue  # the header, or the last line of an interrupted run
     return found
 
 
@@ -111,13 +220,12 @@ def _size(value: float | None) -> float:
     return float("inf") if value is None else abs(value)
 
 
-def write_report(config: CalibrateConfig, results: list[Result]) -> None:
+def write_report(config: CalibrateConfig, results: list[Result], wanted: list[Variant]) -> None:
     """limits.json (`write_limits` takes it into hparams.toml), and report.md."""
     limits = bounds.limits_of(results)
-    device = torch.cuda.get_device_name() if config.device == "cuda" else f"CPU {platform.machine()}"
-    origin = f"crusades calibrate --profile {config.profile_name}, {device}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}, {len(results)} results"
+    origin = f"crusades calibrate --profile {config.profile_name}, {device_name(config.device)}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}, {len(results)} results"
     (config.out / "limits.json").write_bytes(msgspec.json.format(msgspec.json.encode({"origin": origin, "limits": limits}), indent=1))
-    (config.out / "report.md").write_text(_report(origin, results, limits))
+    (config.out / "report.md").write_text(_report(origin, results, limits, wanted))
 
 
 def write_limits(hparams: Path, profile_name: str, limits_json: Path) -> None:
@@ -141,7 +249,7 @@ def write_limits(hparams: Path, profile_name: str, limits_json: Path) -> None:
     hparams.write_text(f"{head}{header}\n{origin}\n{rest}")
 
 
-def _report(origin: str, results: list[Result], limits: dict[str, list[float]]) -> str:
+def _report(origin: str, results: list[Result], limits: dict[str, list[float]], wanted: list[Variant]) -> str:
     usable = [r for r in results if not r.error]
     honest = [r for r in usable if r.population == "honest"]
     rejected = [r for r in honest if bounds.caught_by(r, limits)]
@@ -162,7 +270,8 @@ def _report(origin: str, results: list[Result], limits: dict[str, list[float]]) 
         caught = ", ".join(name for name, _ in bounds.caught_by(r, limits)[:3]) or "–"
         error = max((abs(v) if v is not None else float("inf")) for v in r.statistics["gradient_error"])
         lines.append(f"| {r.variant} (exam {r.exam}) | {r.population} | {r.work:.2%} | {bounds.nearest(r, limits):.3g} | {caught} | {error:.3g} |")
-    failed = [r for r in results if r.error]
-    if failed:
-        lines += ["\n## Not measured\n", *(f"- {r.variant} (exam {r.exam}): {r.error}" for r in failed)]
+    failed = [f"- {r.variant} (exam {r.exam}): {r.error}" for r in results if r.error]
+    left_out = [f"- {v.name}" for v in wanted if v.name not in {r.variant for r in results}]
+    if failed or left_out:
+        lines += ["\n## Not measured\n", *failed, *left_out]
     return "\n".join(lines) + "\n"

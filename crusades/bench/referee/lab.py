@@ -30,42 +30,40 @@ from crusades.bench.referee.exam import Exam, optimizer_settings
 from crusades.bench.referee.layout import layer_of
 from crusades.bench.referee.models import Reference
 from crusades.bench.referee.reads import Reader
+from crusades.bench.referee.recipe import Recipe
 from crusades.errors import ConfigError
 from crusades.hparams import Profile
 
-Weights = Callable[["Lab", int, torch.Tensor], torch.Tensor]
-"""(lab, step, losses (batch, positions)) → loss weights of the same shape; all ones is honest."""
-
 
 @dataclass(frozen=True)
-class Recipe:
-    """How a variant differs from plain eager training. Steps are 0-based."""
+class State:
+    """Where training stood before one step: the flat segments, and the rows that were read until then."""
 
-    micro: int = 0
-    """Sequences per backward; 0 = all."""
-    compile: str = ""
-    """torch.compile mode; empty = eager."""
-    attention: str = ""
-    """A name of torch.nn.attention.SDPBackend."""
-    checkpointing: bool = False
-    loss: str = "native"
-    """"native", "float" (fp32 logits) or "chunked"."""
-    foreach: bool | None = None
-    autocast: str = ""
-    weights: Weights | None = None
-    edit_gradients: Callable[[Lab, int], None] | None = None
-    edit_logit_gradient: Callable[[torch.Tensor], torch.Tensor] | None = None
-    backward_of_linear: Callable[[Lab, int, nn.Linear, torch.Tensor, torch.Tensor], tuple[torch.Tensor | None, torch.Tensor] | None] | None = None
-    """(lab, step, module, x, dy) → (dx or None for the true one, dw), or None for the true backward."""
-    window: Callable[[int], int] | None = None
-    """step → attention window in tokens; 0 = full."""
-    without_layer: Callable[[int], int | None] | None = None
-    """step → a block that the forward leaves out."""
-    no_update: tuple[int, ...] = ()
-    stale: tuple[int, ...] = ()
-    """Steps that use the gradient of the step before."""
-    submission: str = ""
-    """Path of a train.py of ours whose inner_steps does the training instead of the lab."""
+    flats: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    reads: audits.Reads
+
+    @staticmethod
+    def of(reference: Reference, reads: audits.Reads, step: int) -> State:
+        """A copy of how things stand."""
+        rows = audits.Reads(*(r[: step + 1].clone() for r in _rows(reads)))
+        return State(tuple(flat.clone() for flat in _flats(reference)), rows)  # type: ignore[arg-type]
+
+    def put_back(self, reference: Reference, optimizer: torch.optim.Optimizer, reads: audits.Reads) -> None:
+        """Go on from here: memory, the rows of `reads`, and the optimizer's count of steps."""
+        for flat, kept in zip(_flats(reference), self.flats, strict=True):
+            flat.copy_(kept)
+        for rows, done in zip(_rows(reads), _rows(self.reads), strict=True):
+            rows[: len(done)].copy_(done)
+        for state in optimizer.state.values():
+            state["step"].fill_(len(self.reads.weights) - 1)
+
+
+def _flats(reference: Reference) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return reference.memory.weights, reference.memory.exp_avg, reference.memory.exp_avg_sq
+
+
+def _rows(reads: audits.Reads) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return reads.weights, reads.exp_avg, reads.exp_avg_sq
 
 
 @dataclass
@@ -82,6 +80,10 @@ class Lab:
     keep_previous: bool = False
     copies: dict[int, torch.Tensor] = field(default_factory=dict)
     """step → a flat buffer for the weights before it (`copies_for`); empty = nothing is anchored."""
+    states: dict[int, State] = field(default_factory=dict)
+    """step → what a plain eager run of this exam left before it; a variant starts at the last one not after its `first`."""
+    keep_states: tuple[int, ...] = ()
+    """Steps before which `measure` adds to `states`; only for plain eager training."""
     step: int = 0
 
     def named(self) -> list[tuple[str, nn.Parameter]]:
@@ -107,6 +109,9 @@ class Lab:
         reader = Reader(self.reference, self.exam.sample, self.profile.steps, anchor)
         reader.read(0)
         optimizer = self._optimizer(recipe)
+        self.step = max((s for s in self.states if s <= recipe.first), default=0)
+        if self.step:
+            self.states[self.step].put_back(self.reference, optimizer, reader.result())
         started = time.monotonic()
         train = self._train_submission if recipe.submission else self._train
         loss, logits = train(recipe, optimizer, reader)
@@ -133,10 +138,12 @@ class Lab:
         loss, logits = 0.0, torch.zeros(self.exam.logits.shape)
         with contextlib.ExitStack() as stack:
             self._enter(recipe, stack)
-            for step in range(self.profile.steps):
+            for step in range(self.step, self.profile.steps):
                 self.step = step
                 loss, logits = self._step(recipe, step, optimizer, forward)
                 reader.read(step + 1)
+                if step + 1 in self.keep_states:
+                    self.states[step + 1] = State.of(self.reference, reader.result(), step + 1)
         return loss, logits
 
     def _train_submission(self, recipe: Recipe, optimizer: torch.optim.Optimizer, reader: Reader) -> tuple[float, torch.Tensor]:
@@ -186,7 +193,7 @@ class Lab:
             stack.enter_context(sdpa_kernel(getattr(SDPBackend, recipe.attention)))
         if recipe.autocast:
             stack.enter_context(torch.autocast(self.reference.device, dtype=getattr(torch, recipe.autocast)))
-        if recipe.backward_of_linear:
+        if recipe.backward_of_linear or recipe.forward_of_linear:
             stack.enter_context(self._edited_linears(recipe))
 
     def _step(self, recipe: Recipe, step: int, optimizer: torch.optim.Optimizer, forward: Callable[..., torch.Tensor]) -> tuple[float, torch.Tensor]:
@@ -266,21 +273,21 @@ class Lab:
     @contextlib.contextmanager
     def _edited_linears(self, recipe: Recipe) -> Iterator[None]:
         linears = [m for n, m in self.reference.model.named_modules() if isinstance(m, nn.Linear) and "lm_head" not in n]
-        assert recipe.backward_of_linear is not None
-        edit, lab = recipe.backward_of_linear, self
+        forward_edit, backward_edit, lab = recipe.forward_of_linear, recipe.backward_of_linear, self
 
         class Edited(torch.autograd.Function):
             @staticmethod
             def forward(ctx, x, w, b, module):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
                 ctx.save_for_backward(x, w)
                 ctx.module, ctx.bias = module, b is not None
-                return F.linear(x, w, b)
+                made = forward_edit(lab, lab.step, module, x) if forward_edit else None
+                return F.linear(x, w, b) if made is None else made if b is None else made + b
 
             @staticmethod
             def backward(ctx, dy):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
                 x, w = ctx.saved_tensors
                 flat, inputs = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
-                made = edit(lab, lab.step, ctx.module, inputs, flat)
+                made = backward_edit(lab, lab.step, ctx.module, inputs, flat) if backward_edit else None
                 dx, dw = made if made is not None else (None, flat.t() @ inputs)
                 dx = flat @ w if dx is None else dx
                 return dx.reshape(x.shape), dw, flat.sum(0) if ctx.bias else None, None

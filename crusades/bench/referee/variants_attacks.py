@@ -1,0 +1,203 @@
+"""Shortcuts that compute the whole more coarsely, and the attacks of a red team: precision, attention, softmax, re-weighting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+
+from crusades.bench.referee.lab import Lab
+from crusades.bench.referee.recipe import Recipe, Variant, Weights
+from crusades.bench.referee.variants_tokens import random_tokens, without_sequences
+from crusades.bench.referee.variants_weights import rows_of
+
+# ------------------------------------------------------------------------------------------------ precision, attention, softmax
+
+
+def _fake_quantise(t: torch.Tensor, form: str) -> torch.Tensor:
+    """Round to the values of fp8 (e4m3) or int8 with one scale per tensor, back in the tensor's own type."""
+    top = 448.0 if form == "fp8" else 127.0
+    scale = t.abs().amax().float().clamp(min=1e-30) / top
+    scaled = t.float() / scale
+    rounded = scaled.to(torch.float8_e4m3fn).float() if form == "fp8" else scaled.round().clamp(-top, top)
+    return (rounded * scale).to(t.dtype)
+
+
+def _low_backward(form: str, which: str, steps: tuple[int, ...]) -> Callable[[Lab, int, nn.Linear, torch.Tensor, torch.Tensor], tuple[torch.Tensor | None, torch.Tensor] | None]:
+    def backward(lab: Lab, step: int, module: nn.Linear, x: torch.Tensor, dy: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor] | None:
+        if step not in steps:
+            return None
+        low = _fake_quantise(dy, form)
+        dx = low @ _fake_quantise(module.weight, form) if "d" in which else None
+        dw = low.t() @ _fake_quantise(x, form) if "w" in which else dy.t() @ x
+        return dx, dw
+
+    return backward
+
+
+def attacks(steps: int, batch: int, *, low_precision: bool) -> Iterator[Variant]:
+    """Everything in this file. Late ones name their first step, so that what comes before may be shared."""
+    yield from _precision(steps, low_precision=low_precision)
+    if steps >= 5:
+        yield from _low_forward(steps, low_precision=low_precision)
+    yield from _attention(steps)
+    yield from _softmax()
+    yield from _red_team(steps, batch)
+
+
+def _low_product(form: str, steps: tuple[int, ...]) -> Callable[[Lab, int, nn.Linear, torch.Tensor], torch.Tensor | None]:
+    def forward(lab: Lab, step: int, module: nn.Linear, x: torch.Tensor) -> torch.Tensor | None:
+        return _fake_quantise(x, form) @ _fake_quantise(module.weight, form).t() if step in steps else None
+
+    return forward
+
+
+def _low_forward(steps: int, *, low_precision: bool) -> Iterator[Variant]:
+    """The red team's A3j, A3i and A3e: fp8 in the forward pass too."""
+    every, middle, fourth = tuple(range(steps)), tuple(range(1, steps - 1)), (steps - 2,)
+    weights, both = _low_backward("fp8", "w", every), _low_backward("fp8", "wd", every)
+
+    def late_both(lab: Lab, step: int, module: nn.Linear, x: torch.Tensor, dy: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor] | None:
+        return (both if step >= steps - 2 else weights)(lab, step, module, x, dy)
+
+    population = "policy" if low_precision else "shortcut"
+    for name, work, recipe in (
+        ("fp8 weight and input gradients, fp8 forward between the first and the last step", 0.43, Recipe(backward_of_linear=both, forward_of_linear=_low_product("fp8", middle))),
+        ("fp8 weight gradients, everything in the step before the last, input gradients of the last", 0.25, Recipe(backward_of_linear=late_both, forward_of_linear=_low_product("fp8", fourth))),
+        ("fp8 everywhere", 0.5, Recipe(backward_of_linear=both, forward_of_linear=_low_product("fp8", every))),
+        ("fp8 forward, last step", 1 / 6 / steps, Recipe(forward_of_linear=_low_product("fp8", (steps - 1,)), first=steps - 1)),
+    ):
+        yield Variant(name, population, recipe, "precision", work, "random")
+
+
+def _precision(steps: int, *, low_precision: bool) -> Iterator[Variant]:
+    every, late = tuple(range(steps)), tuple(range(max(0, steps - 2), steps))
+    if not low_precision:
+        yield Variant("bf16 autocast", "shortcut", Recipe(autocast="bfloat16"), "precision", 0.5, "random")
+    for form in ("fp8", "int8"):
+        for which, work in (("w", 1 / 6), ("wd", 1 / 3)):
+            words = "weight gradients" if which == "w" else "weight and input gradients"
+            for when, tag, part in ((every, "", 1.0), (late, ", last two steps", len(late) / steps)):
+                population = "policy" if low_precision else "shortcut"
+                yield Variant(f"{form} {words}{tag}", population, Recipe(backward_of_linear=_low_backward(form, which, when), first=when[0]), "precision", work * part, "random")
+
+
+def _attention(steps: int) -> Iterator[Variant]:
+    last, late = steps - 1, tuple(range(max(0, steps - 2), steps))
+    for share in (0.5, 0.875):
+        width = lambda lab_length, share=share: max(1, int(share * lab_length))  # noqa: E731
+        yield Variant(f"attention window {share:.1%}", "shortcut", Recipe(window=_Window(width, None), micro=2), "attention", 0.02 * (1 - share) * 2, "random")
+        yield Variant(f"attention window {share:.1%}, last step", "shortcut", Recipe(window=_Window(width, (last,)), micro=2, first=last), "attention, late", 0.02 * (1 - share) * 2 / steps, "random")
+    for share in (0.25, 0.75):
+        width = lambda lab_length, share=share: max(1, int(share * lab_length))  # noqa: E731
+        recipe = Recipe(window=_Window(width, late), first=late[0])
+        yield Variant(f"attention window {share:.1%}, last two steps", "shortcut", recipe, "attention, late", 0.02 * (1 - share) * 2 * len(late) / steps, "random")
+
+
+class _Window:
+    """step → window; the length of a sequence is filled in by `calibrate` through `length`."""
+
+    length = 128
+
+    def __init__(self, width: Callable[[int], int], only: tuple[int, ...] | None) -> None:
+        self._width, self._only = width, only
+
+    def __call__(self, step: int) -> int:
+        return self._width(self.length) if self._only is None or step in self._only else 0
+
+
+def set_sequence_length(length: int) -> None:
+    """Windows are shares of this many tokens."""
+    _Window.length = length
+
+
+def _filter_small(share: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Zero the smallest `share` of the entries of every row of the logits' gradient."""
+
+    def edit(gradient: torch.Tensor) -> torch.Tensor:
+        rows = gradient.flatten(0, -2)
+        kept = []
+        for part in rows.split(256):
+            size = part.abs().float()
+            threshold = size.kthvalue(max(1, int(share * part.shape[1])), dim=1, keepdim=True).values
+            kept.append(part.masked_fill(size <= threshold, 0))
+        return torch.cat(kept).view_as(gradient)
+
+    return edit
+
+
+def _softmax() -> Iterator[Variant]:
+    for share in (0.5, 0.9, 0.99):
+        yield Variant(f"{share:.0%} smallest softmax gradients filtered", "shortcut", Recipe(edit_logit_gradient=_filter_small(share), micro=2), "softmax", 0.06 * share, "least visible")
+
+
+# ------------------------------------------------------------------------------------------------ the red team's attacks
+
+
+def _half_tokens_backward(steps: tuple[int, ...], keep: float, lower: bool) -> Callable[[Lab, int, nn.Linear, torch.Tensor, torch.Tensor], tuple[torch.Tensor | None, torch.Tensor] | None]:
+    """Weight gradients from a random part of the tokens, weighted up; input gradients true."""
+
+    def backward(lab: Lab, step: int, module: nn.Linear, x: torch.Tensor, dy: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor] | None:
+        if step not in steps or (lower and id(module) not in _lower_half(lab)):
+            return None
+        rows = (lab.random(x.shape[0]) < keep).nonzero()[:, 0]
+        return None, dy[rows].t() @ x[rows] / keep
+
+    return backward
+
+
+def _every_other(steps: tuple[int, ...]) -> Weights:
+    """Loss on half of the positions, weighted up (attack A4)."""
+
+    def weights(lab: Lab, step: int, losses: torch.Tensor) -> torch.Tensor:
+        keep = torch.ones_like(losses)
+        if step in steps:
+            keep[:, 1::2], keep[:, ::2] = 0, 2
+        return keep
+
+    return weights
+
+
+def _lower_half(lab: Lab) -> set[int]:
+    half = lab.reference.layers // 2
+    return {id(m) for n, m in lab.reference.model.named_modules() if isinstance(m, nn.Linear) and 0 <= lab.layer(n + ".weight") < half}
+
+
+def _control_variate(share: float, steps: tuple[int, ...]) -> Callable[[Lab, int], None]:
+    """Rows left out get the gradient of the step before: an estimate that is right on average."""
+    return rows_of(share, steps, smallest=False, fill="stale")
+
+
+def _red_team(steps: int, batch: int) -> Iterator[Variant]:
+    last, late = (steps - 1,), tuple(range(max(0, steps - 2), steps))
+
+    def team(name: str, work: float, recipe: Recipe, *, keep_previous: bool = False) -> Variant:
+        return Variant(name, "shortcut", recipe, "red team", work, "least visible", keep_previous)
+
+    def late_tokens(share: float, when: tuple[int, ...]) -> Recipe:
+        return Recipe(weights=random_tokens(share, when, reweight=True), first=when[0])
+
+    def late_rows(keep: float, when: tuple[int, ...], *, lower: bool = False) -> Recipe:
+        return Recipe(backward_of_linear=_half_tokens_backward(when, keep, lower=lower), first=when[0])
+
+    def late_sequences(when: tuple[int, ...]) -> Recipe:
+        return Recipe(weights=without_sequences(batch // 2, when, easiest=False, reweight=True), first=when[0])
+
+    def stale_rows(share: float) -> Recipe:
+        return Recipe(edit_gradients=_control_variate(share, last), first=max(0, steps - 2))
+
+    yield team("half of the tokens reweighted, last step", 1 / 15, late_tokens(0.5, last))
+    yield team("half of the tokens reweighted, last two steps", 2 / 15, late_tokens(0.5, late))
+    yield team("a tenth of the tokens left out and reweighted, last step", 1 / 75, late_tokens(0.1, last))
+    yield team("three quarters of the tokens left out and reweighted, last step", 1 / 10, late_tokens(0.75, last))
+    yield team("loss on every other position, last two steps", 0.03, Recipe(weights=_every_other(late), first=late[0]))
+    yield team("weight gradients from half of the tokens, last step", 1 / 30, late_rows(0.5, last))
+    yield team("weight gradients from half of the tokens, last two steps", 1 / 15, late_rows(0.5, late))
+    yield team("weight gradients from 90 % of the tokens, last step", 1 / 150, late_rows(0.9, last))
+    yield team("weight gradients from half of the tokens in the lower layers, last two steps", 1 / 30, late_rows(0.5, late, lower=True))
+    yield team("one sequence of each pair reweighted, last step", 1 / 15, late_sequences(last))
+    yield team("one sequence of each pair reweighted, last two steps", 2 / 15, late_sequences(late))
+    yield team("half of the rows reweighted, last two steps", 1 / 15, Recipe(edit_gradients=rows_of(0.5, late, smallest=False, fill="reweight"), first=late[0]))
+    yield team("half of the rows by a stale control variate, last step", 1 / 30, stale_rows(0.5), keep_previous=True)
+    yield team("a tenth of the rows by a stale control variate, last step", 1 / 150, stale_rows(0.1), keep_previous=True)

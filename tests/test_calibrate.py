@@ -1,0 +1,234 @@
+"""`crusades calibrate` on a small model: what is resumed, what is refused, and what is written."""
+
+import dataclasses
+import json
+import shutil
+import tomllib
+
+import msgspec
+import pytest
+
+from crusades import hparams
+from crusades.bench.referee import calibrate as cal
+from crusades.bench.referee.data import SyntheticCorpus
+from crusades.bench.referee.exam import prepare_exam
+from crusades.bench.referee.lab import Lab
+from crusades.bench.referee.models import load_reference
+from crusades.bench.referee.recipe import Recipe, Variant
+from crusades.bench.referee.variants import everything
+from crusades.errors import ConfigError
+
+STEPS = 4
+FEW = [
+    Variant("eager", "honest", Recipe()),
+    Variant("micro-batch 2", "honest", Recipe(micro=2)),
+    Variant("nothing in the last step", "shortcut", Recipe(no_update=(STEPS - 1,), first=STEPS - 1), "steps", 0.1, "random"),
+]
+
+
+@pytest.fixture(scope="module")
+def profile():
+    found = hparams.load().profile("tiny")
+    audit = msgspec.structs.replace(found.audit, coordinates=8_000, column_coordinates=2_000, cells=8, anchored_runs=0)
+    return msgspec.structs.replace(found, steps=STEPS, sequence_length=16, batch_size=4, audit=audit)
+
+
+@pytest.fixture
+def calibrate(profile, tmp_path, monkeypatch):
+    """Call it to calibrate with three variants; it returns (complete, names measured)."""
+    monkeypatch.setattr(cal, "everything", lambda *_, **__: list(FEW))
+
+    def run(**changes):
+        told = []
+        config = cal.CalibrateConfig(profile_name="tiny", profile=profile, device="cpu", out=tmp_path / "out", exams=1, on_progress=told.append)
+        complete = cal.calibrate(dataclasses.replace(config, **changes))
+        return complete, [line.split(": ")[0].split(maxsplit=1)[1] for line in told if line.startswith("  ")]
+
+    return run
+
+
+@pytest.fixture
+def log(tmp_path):
+    return tmp_path / "out" / "results.jsonl"
+
+
+# ---------------------------------------------------------------------------------------------------- resuming
+
+
+def test_everything_is_measured_once_and_written(calibrate, tmp_path):
+    assert calibrate() == (True, [v.name for v in FEW])
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"results.jsonl", "limits.json", "report.md"}
+
+
+def test_what_was_measured_is_not_measured_again(calibrate, log):
+    calibrate()
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(lines[:-1]))
+    assert calibrate() == (True, [FEW[-1].name])
+
+
+def test_a_line_that_a_crash_cut_short_is_measured_again(calibrate, log):
+    calibrate()
+    log.write_bytes(log.read_bytes()[:-20])
+    assert calibrate() == (True, [FEW[-1].name])
+    assert len(cal.read_results(log)) == len(FEW)
+
+
+def test_when_the_time_is_up_no_further_exam_is_prepared(calibrate, monkeypatch):
+    prepared = []
+    monkeypatch.setattr(cal, "prepare_exam", lambda *a: prepared.append(1) or prepare_exam(*a))
+    assert calibrate(seconds=1e-9, exams=3) == (False, [])
+    assert prepared == []
+
+
+def test_the_number_of_shortcuts_of_a_dimension_can_be_bounded(calibrate, monkeypatch):
+    more = [*FEW, Variant("larger", "shortcut", Recipe(no_update=(0,)), "steps", 0.2, "random"), Variant("other", "shortcut", Recipe(stale=(1,)), "else", 0.1)]
+    monkeypatch.setattr(cal, "everything", lambda *_, **__: list(more))
+    assert calibrate(each=1) == (True, ["eager", "micro-batch 2", "nothing in the last step", "other"])
+
+
+def test_a_second_exam_measures_honest_work_alone(calibrate):
+    calibrate()
+    assert calibrate(exams=2) == (True, ["eager", "micro-batch 2"])
+
+
+# ---------------------------------------------------------------------------------------------------- mixing
+
+
+def test_results_of_another_workload_are_refused_by_name(calibrate, profile):
+    calibrate()
+    with pytest.raises(ConfigError, match=r"batch_size was 4, now 2.*--out"):
+        calibrate(profile=msgspec.structs.replace(profile, batch_size=2))
+
+
+def test_limits_and_runs_may_change_between_two_pieces(calibrate, profile):
+    calibrate()
+    assert calibrate(profile=msgspec.structs.replace(profile, runs=9, limits={})) == (True, [])
+
+
+def test_a_file_from_before_there_were_headers_goes_on(calibrate, log):
+    calibrate()
+    log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[1:-1]))
+    assert calibrate() == (True, [FEW[-1].name])
+
+
+def test_results_without_anchors_are_no_base_for_limits_of_anchors(calibrate, profile, log):
+    calibrate()
+    log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[1:]))
+    anchored = msgspec.structs.replace(profile, audit=msgspec.structs.replace(profile.audit, anchored_runs=2))
+    with pytest.raises(ConfigError, match="without anchored steps"):
+        calibrate(profile=anchored)
+
+
+# ---------------------------------------------------------------------------------------------------- variants
+
+
+@pytest.fixture(scope="module")
+def lab(profile):
+    reference = load_reference(profile.model, "cpu", None)
+    exam = prepare_exam(reference, SyntheticCorpus(reference.vocabulary), profile, reference.initial, b"x" * 16)
+    lab = Lab(reference, profile, exam, reference.initial, keep_states=(STEPS - 2, STEPS - 1))
+    lab.measure(Recipe())
+    yield lab
+    reference.memory.close()
+
+
+LATE = [v for v in everything(STEPS, 4, 4, cuda=False, low_precision=False, heads=4, matrices=28, sizes=(0.1,)) if v.recipe.first > 1]
+
+
+@pytest.mark.parametrize("variant", {v.dimension: v for v in LATE if not v.recipe.micro}.values(), ids=lambda v: v.name)
+def test_a_shared_start_changes_nothing_that_is_measured(lab, variant):
+    alone = Lab(lab.reference, lab.profile, lab.exam, lab.initial, keep_previous=variant.keep_previous)
+    shared = Lab(lab.reference, lab.profile, lab.exam, lab.initial, keep_previous=variant.keep_previous, states=lab.states)
+    expected, found = ({m.name: m.values for m in one.measure(variant.recipe)[0]} for one in (alone, shared))
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        assert found[name] == pytest.approx(values, rel=1e-3, abs=1e-7, nan_ok=True), name
+
+
+@pytest.mark.parametrize("name", ["tiny", "qwen2.5-3b"])
+def test_recorded_results_keep_their_names(name):
+    found = hparams.load().profile(name)
+    cuda = found.device == "cuda"
+    layers = {"tiny": 4, "qwen2.5-3b": 36}[name]
+    made = {v.name for v in everything(found.steps, layers, found.batch_size, cuda=cuda, low_precision=cuda, heads=16, matrices=252)}
+    recorded = {r.variant for r in cal.read_results(hparams.default_path().parent / "docs" / "calibration" / name / "results.jsonl")}
+    assert {n for n in recorded if not n.startswith("submission ")} - made == set()
+
+
+def test_a_variant_acts_from_its_first_step_on_and_not_before(lab):
+    """`first` is a promise: the gradients of the steps before it are those of plain training."""
+    for variant in LATE:
+        one = Lab(lab.reference, lab.profile, lab.exam, lab.initial, keep_previous=variant.keep_previous)
+        (error,) = (m.values for m in one.measure(variant.recipe)[0] if m.name == "gradient_error")
+        assert max(error[: variant.recipe.first]) < 1e-4, variant.name
+
+
+def test_a_frozen_head_leaves_no_trace_in_its_rows_and_columns(lab):
+    (variant,) = (v for v in everything(STEPS, 4, 4, cuda=False, low_precision=False, heads=4, sizes=(0.5,)) if v.name == "8 of 16 heads frozen")
+    seen = {}
+
+    def look(inner, step):
+        variant.recipe.edit_gradients(inner, step)
+        for name, parameter in inner.named():
+            if name.endswith(("q_proj.weight", "o_proj.weight")):
+                dim = 0 if "q_proj" in name else 1
+                seen[name] = [not bool(part.any()) for part in parameter.grad.chunk(4, dim)]
+
+    Lab(lab.reference, lab.profile, lab.exam, lab.initial).measure(Recipe(edit_gradients=look))
+    queries, outputs = ([v for n, v in sorted(seen.items()) if k in n] for k in ("q_proj", "o_proj"))
+    assert queries == outputs
+    assert sum(map(sum, queries)) == 8
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+
+
+@pytest.fixture
+def settings(tmp_path):
+    target = tmp_path / "hparams.toml"
+    shutil.copy(hparams.default_path(), target)
+    return target
+
+
+@pytest.fixture
+def made(tmp_path):
+    path = tmp_path / "limits.json"
+    path.write_text(json.dumps({"origin": "a test", "limits": {"gradient_error": [0.5, 0.25], "final_loss": [0.125]}}))
+    return path
+
+
+@pytest.mark.parametrize("name", ["tiny", "qwen2.5-3b", "smol"])
+def test_limits_replace_those_of_their_profile_and_touch_no_other(settings, made, name):
+    before = tomllib.loads(settings.read_text())["profiles"]
+    cal.write_limits(settings, name, made)
+    after = tomllib.loads(settings.read_text())["profiles"]
+    assert after[name].pop("limits") == {"gradient_error": [0.5, 0.25], "final_loss": 0.125}
+    assert after[name].pop("limits_origin") == "a test"
+    before[name] = {k: v for k, v in before[name].items() if k not in ("limits", "limits_origin")}
+    assert after == before
+
+
+def test_comments_outlive_the_writing_of_limits(settings, made):
+    comments = [line for line in settings.read_text().splitlines() if line.startswith("#")]
+    cal.write_limits(settings, "tiny", made)
+    assert [line for line in settings.read_text().splitlines() if line.startswith("#")] == comments
+
+
+def test_writing_limits_twice_is_writing_them_once(settings, made):
+    cal.write_limits(settings, "smol", made)
+    once = settings.read_text()
+    cal.write_limits(settings, "smol", made)
+    assert settings.read_text() == once
+
+
+def test_a_profile_that_hparams_lacks_is_named(settings, made):
+    with pytest.raises(ConfigError, match="no profile huge"):
+        cal.write_limits(settings, "huge", made)
+
+
+def test_a_shortcut_that_was_not_measured_is_listed(calibrate, tmp_path, monkeypatch):
+    more = [*FEW, Variant("one more", "shortcut", Recipe(no_update=(0,)), "steps", 0.1, "random")]
+    monkeypatch.setattr(cal, "everything", lambda *_, sizes, **__: list(more if len(sizes) > 1 else FEW))
+    calibrate(sizes=(0.1,))
+    assert "- one more" in (tmp_path / "out" / "report.md").read_text().partition("## Not measured")[2]
