@@ -2,17 +2,19 @@
 
 import dataclasses
 import os
+import socket
 import tempfile
 
 import msgspec
 import pytest
 from evaluate_kit import GONE, FakeCard, FakeContestant, FakeReferee, make_job, make_slot, ran
 
-from crusades.bench import evaluate
+from crusades.bench import contestant, evaluate
 from crusades.bench import protocol as p
 from crusades.bench.contestant import Contestant
 from crusades.errors import DeviceFault, RefereeFault, SandboxFault
 from crusades.nvml import LATE
+from crusades.sandbox.policy import ENVIRONMENT
 
 STUCK = SandboxFault("a process of sandbox 7 does not die")
 
@@ -119,3 +121,13 @@ async def test_a_contestant_cannot_tell_a_repeated_run_from_the_next(tmp_path, m
     verdict = await make_slot(tmp_path, referee).evaluate(make_job())
     assert [run.index for run in verdict.runs] == [0, 1, 1, 2]
     assert [order.index for order in referee.orders if isinstance(order, p.DoRun)] == [0, 1, 2, 3]
+
+
+def test_threads_spin_without_a_sandbox_as_they_do_in_it(tmp_path, monkeypatch):
+    """The default spins for so long that a busy machine ends honest runs at their deadline."""
+    started = []
+    monkeypatch.setattr(contestant.subprocess, "Popen", lambda *_, env, **__: started.append(env))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        contestant._PlainBox(make_slot(tmp_path).config, theirs)
+    assert started[0]["GOMP_SPINCOUNT"] == ENVIRONMENT["GOMP_SPINCOUNT"]

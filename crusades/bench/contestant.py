@@ -17,6 +17,7 @@ from crusades.bench import protocol as p
 from crusades.faults import fault
 from crusades.records import Reason
 from crusades.sandbox.box import ExitStatus
+from crusades.sandbox.policy import ENVIRONMENT
 
 if TYPE_CHECKING:
     from crusades.bench.evaluate import SlotConfig
@@ -124,6 +125,7 @@ class _PlainBox:
         self.limits = {"sandbox": "none"}
         self._log = config.workdir / "contestant.log"
         environment = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH", "LANG") if key in os.environ}
+        environment["GOMP_SPINCOUNT"] = ENVIRONMENT["GOMP_SPINCOUNT"]  # as in the sandbox: a busy machine would end a run at its deadline
         environment |= {"HOME": str(config.workdir), "CRUSADES_CHANNEL_FD": str(channel.fileno()), "TMPDIR": tempfile.gettempdir()}
         environment |= {"HF_HUB_OFFLINE": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": str(config.index) if config.device == "cuda" else ""}
         with self._log.open("wb") as output:
