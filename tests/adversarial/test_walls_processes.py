@@ -170,6 +170,27 @@ async def test_a_limit_cannot_be_raised_again(name):
     assert ran.said == "refused"
 
 
+async def test_a_loop_ends_at_the_cpu_limit_and_the_reason_is_named():
+    brief = replace(policy(), limits=replace(policy().limits, cpu_seconds=1))
+    ran = await run("while True: pass", using=brief)
+    assert (ran.status.signal, ran.status.text) == (signal.SIGXCPU, "killed by SIGXCPU (CPU time limit)")
+
+
+async def test_a_loop_that_ignores_the_cpu_limit_ends_a_little_later():
+    brief = replace(policy(), limits=replace(policy().limits, cpu_seconds=1))
+    ran = await run("signal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass", using=brief, deadline=120)
+    assert ran.status.signal == signal.SIGKILL
+
+
+async def test_queued_signals_have_their_limit():
+    """They are counted per user of the host, whose timers the validator's are too."""
+    ran = await run("""
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGRTMIN]); value = ctypes.c_void_p()
+        say(next(n for n in range(100_000) if libc.sigqueue(os.getpid(), int(signal.SIGRTMIN), value) < 0))
+    """)
+    assert 0 < ran.said <= 1024
+
+
 async def test_a_core_file_is_not_written():
     ran = await run("say([fate(os.abort), [n for n in os.listdir('/tmp') if 'core' in n]])")
     assert ran.said == ["SIGABRT", []]
