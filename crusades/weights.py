@@ -180,7 +180,8 @@ def _situation(ctx: Context, me: _Setter, vector: Mapping[str, float], why_empty
 async def _acquaint(ctx: Context, me: _Setter, held: OnChainWeights) -> None:
     """At the start: whose weights are on chain, and go on reading back what the last process sent."""
     await me.ours.meet(ctx, held)
-    me.catch_up.over = me.ours.journalled or ctx.accept_empty_state
+    if not (me.ours.journalled or ctx.accept_empty_state):
+        me.catch_up.begin(held.block, ctx.board.finalized_block or 0)
     last = await ctx.store.weights()
     if last.asked_block is not None:
         me.proof.resume(dict(zip(*quantise(sorted(last.asked.items())), strict=True)), last.asked_block, applied=last.applied_block is not None)

@@ -24,24 +24,25 @@ UNJUDGED = tuple(status for status in Status if not status.final and status is n
 class CatchUp:
     """Whether the wait is over."""
 
-    over: bool = False
-    began: int | None = None
+    over: bool = True
+    ends: int = 0
     horizon: int = 0
-    """What was committed up to this block, the finalised one when we began, is waited for."""
+    """What was committed up to this block is waited for."""
+
+    def begin(self, block: int, finalized: int) -> None:
+        """At the first look of a state that has never sent weights."""
+        self.over, self.ends, self.horizon = False, block + MOST_BLOCKS, finalized
 
     async def waits(self, ctx: Context, block: int) -> str:
         """Why weights wait, in words; empty when they need not, and from then on."""
         if self.over:
             return ""
-        if self.began is None:
-            self.began, self.horizon = block, ctx.board.finalized_block or 0
-        ends = self.began + MOST_BLOCKS
         cursor = await ctx.store.cursor()
         what = "the chain's commitments are being read" if cursor is None or cursor < self.horizon else await self._unjudged(ctx)
-        if not what or block >= ends:
+        if not what or block >= self.ends:
             self.over = True
             return ""
-        return f"{CATCHING_UP}: {what}; weights wait for it, until block {ends} at the longest (start with --accept-empty-state to send at once)"
+        return f"{CATCHING_UP}: {what}; weights wait for it, until block {self.ends} at the longest (start with --accept-empty-state to send at once)"
 
     async def _unjudged(self, ctx: Context) -> str:
         rows = [row for row in await ctx.store.in_state(*UNJUDGED) if row.commit_block <= self.horizon and not row.provisional]
