@@ -28,6 +28,7 @@ class Access:
 
     def __init__(self, facts: Facts, resolver: Resolver, roles: Roles) -> None:
         self._facts, self._resolver, self._roles = facts, resolver, roles
+        self._called = {id(place.node.func) for place in facts.calls}
 
     def attributes(self) -> Iterator[Hit]:
         """Every attribute that is read."""
@@ -59,6 +60,9 @@ class Access:
         if name in lists.FILE_METHODS:
             yield Hit("R106", node, f"`.{name}` reads or writes files")
             return
+        if name in lists.KERNEL_SETTERS:
+            yield Hit("R305", node, f"`.{name}` replaces an operator's kernel")
+            return
         if name in _MEMBER_NAMES:
             for path in self._resolver.paths(base, scope):
                 broken = member_rule(path, name)
@@ -69,6 +73,10 @@ class Access:
             yield Hit("R504", node, f"`data_iterator.{name}`")
         elif name in lists.OPTIMIZER_MEMBERS and self._roles.is_optimizer(base, scope):
             yield Hit("R502", node, f"`optimizer.{name}`")
+        elif name == "requires_grad_" and id(node) not in self._called:
+            yield Hit("R501", node, "`requires_grad_` is used as a value; call it")
+        elif name == "detach_" and self._roles.is_parameter_of_model(base, scope):
+            yield Hit("R501", node, "`detach_` switches the parameter's requires_grad off")
 
     def store(self, node: ast.AST, base: ast.expr, name: str, scope: Scope, value: ast.expr | None) -> Iterator[Hit]:
         """Setting or deleting attribute `name` of `base`."""

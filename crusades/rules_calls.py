@@ -10,9 +10,12 @@ from crusades.rules_access import Access
 from crusades.rules_names import Hit, is_harmless, is_true
 from crusades.rules_resolve import Computed, Resolver
 from crusades.rules_roles import Roles
-from crusades.rules_scopes import EXPR, ITEM, MODULE, PATH, Binding, Facts, Scope
+from crusades.rules_scopes import ARGUMENT, EXPR, ITEM, MODULE, PATH, Binding, Facts, Scope
 
-_LIBRARY_CALLS = frozenset({"Library", "impl", "register_kernel", "register_autograd", "define", "fallthrough_kernel", "register_fake", "impl_abstract"})
+_LIBRARY_CALLS = frozenset(
+    {"Library", "impl", "register_kernel", "register_autograd", "register_autocast", "register_torch_dispatch", "register_vmap", "define",
+     "fallthrough_kernel", "register_fake", "impl_abstract"}
+)  # fmt: skip
 _CALLS_OF_INTEREST = _LIBRARY_CALLS | lists.OPTIMIZER_CLASSES | {"make_dataclass"}
 _READ_RULES = frozenset({"R106", "R110", "R111", "R201", "R202"})
 """Rules about reading a name, of which it is the worse half to have hidden it."""
@@ -107,22 +110,21 @@ class Calls:
             name = path.rsplit(".", 1)[-1]
             if name in lists.OPTIMIZER_CLASSES and path.startswith(("torch.optim.", "transformers.", "torchao.", "apex.")):
                 yield Hit("R503", node, f"makes an optimizer of its own (`{path}`)")
-            elif path.startswith("torch.library.") and name in _LIBRARY_CALLS and not _own_namespace(node, name):
+            elif path.startswith("torch.library.") and name in _LIBRARY_CALLS and not self._own_namespace(node, name, scope):
                 yield Hit("R305", node, f"`{path}` for an operator that is not yours")
             elif name == "make_dataclass":
                 yield Hit("R206", node, "`make_dataclass` makes a class from pieces")
 
-
-def _own_namespace(node: ast.Call, name: str) -> bool:
-    """Whether a torch.library call names an operator outside torch's own namespaces."""
-    if not node.args:
-        return False
-    first = node.args[0]
-    if isinstance(first, ast.Constant) and isinstance(first.value, str):
-        space = first.value.split("::")[0]
-        return space not in ("aten", "prims", "prim", "c10d", "quantized", "_", "higher_order", "inductor", "triton")
-    return name in ("register_autograd", "register_fake", "register_kernel", "impl", "impl_abstract", "define") and not isinstance(first, ast.BinOp | ast.JoinedStr)
+    def _own_namespace(self, node: ast.Call, name: str, scope: Scope) -> bool:
+        """Whether a torch.library call names an operator outside torch's own namespaces, or hands on an operator or library."""
+        if not node.args or isinstance(node.args[0], ast.Starred):
+            return False
+        named = self._resolver.string(node.args[0], scope)
+        if named is None:
+            return name not in ("Library", "fallthrough_kernel") and not any(path.startswith("torch.ops.aten") for path in self._resolver.paths(node.args[0], scope))
+        text = named.head if isinstance(named, Computed) else named
+        return (isinstance(named, str) or "::" in text) and text.split("::")[0] not in lists.TORCH_NAMESPACES
 
 
 def _is_followed(bindings: list[Binding]) -> bool:
-    return any(binding.kind in (PATH, MODULE, EXPR, ITEM) for binding in bindings)
+    return any(binding.kind in (PATH, MODULE, EXPR, ITEM, ARGUMENT) for binding in bindings)

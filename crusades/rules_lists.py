@@ -81,12 +81,17 @@ DENIED_SUBMODULES: dict[str, str] = {
 }
 """Dotted module → rule; holds for everything below it. Any path with `cpp_extension` in it is R105 as well."""
 
-BORROWED_MODULES: frozenset[str] = _words(
-    "os sys posix subprocess pathlib shutil tempfile io socket ssl urllib http inspect gc ast dis importlib builtins bltns "
-    "ctypes threading multiprocessing asyncio concurrent atexit pickle marshal shelve traceback tracemalloc weakref "
-    "linecache pkgutil runpy mmap platform glob zipfile tarfile cffi codecs copyreg"
+_ORDINARY_WORDS = _words(
+    "cmd code cuda datasets encodings env hook limits main mock nt nvidia opcode pip profile readline requests resource sched select "
+    "sh site token tokenize trace trio tty uu warnings wire"
 )
+"""Of the forbidden modules' names, those by which torch and its like call things of their own (`torch.trace`, `torch.cuda`)."""
+
+BORROWED_MODULES: frozenset[str] = frozenset(name.strip("_") for name in DENIED_MODULES) - _ORDINARY_WORDS
 """Forbidden modules that lie about as attributes of allowed ones, with or without a leading underscore: R110."""
+
+NAMESAKES: frozenset[str] = _words("torch._logging torch.signal torch.fx.traceback transformers.logging transformers.utils.logging")
+"""Modules of allowed packages that have the name of a forbidden one and are harmless."""
 
 ALLOWED_SUBMODULES: frozenset[str] = frozenset({"torch.distributed.algorithms._checkpoint", "triton.tools.tensor_descriptor"})
 """Exceptions from the list above: activation checkpointing lives in the one for historical reasons, Hopper's tensor
@@ -106,7 +111,7 @@ DENIED_MEMBERS: dict[str, dict[str, str]] = {
         "set_per_process_memory_fraction": "R401",
         "enable_flash_sdp": "R401", "enable_mem_efficient_sdp": "R401", "enable_math_sdp": "R401", "enable_cudnn_sdp": "R401",
         "preferred_linalg_library": "R401", "preferred_blas_library": "R401", "preferred_rocm_fa_library": "R401",
-        "allow_fp16_bf16_reduction_math_sdp": "R401", "set_flags": "R401",
+        "allow_fp16_bf16_reduction_math_sdp": "R401", "set_flags": "R401", "flags": "R401",
         "_exec_with_source": "R201", "_forward_from_src": "R201", "_method_from_src": "R201", "CompilationUnit": "R201", "CodeGen": "R201",
         "_load_from_bytes": "R106", "_dump_snapshot": "R106", "caching_allocator_alloc": "R304",
         "TorchFunctionMode": "R303", "TorchDispatchMode": "R303", "_disable_dynamo": "R111",
@@ -131,8 +136,8 @@ DENIED_MEMBERS: dict[str, dict[str, str]] = {
 """Top-level module → name anywhere below it → rule."""
 
 DENIED_BUILTINS: dict[str, str] = dict.fromkeys(
-    _words("__import__ eval exec compile open input breakpoint globals locals vars dir memoryview __build_class__ exit quit __builtins__ "
-           "__loader__ __spec__"),
+    _words("__import__ eval exec compile open input breakpoint globals locals vars dir memoryview __build_class__ exit quit "
+           "copyright credits license help __builtins__ __loader__ __spec__"),
     "R201",
 )  # fmt: skip
 """Builtin → rule. `getattr`, `setattr` and `delattr` are guarded, not forbidden."""
@@ -178,6 +183,12 @@ MODULE_VARIABLES: frozenset[str] = _words(
     "__name__ __builtins__ __spec__ __loader__ __file__ __package__ __import__ __path__"
 )
 """Variables of the module that its own code may not bind: R205."""
+
+KERNEL_SETTERS: frozenset[str] = frozenset({"py_impl", "py_functionalize_impl"})
+"""Methods of an operator that replace its kernels: R305, on whatever they are called."""
+
+TORCH_NAMESPACES: frozenset[str] = _words("aten prims prim c10d quantized _ higher_order inductor triton")
+"""Namespaces of operators that are not a submission's."""
 
 CLOCK_NAMES: frozenset[str] = _words(
     "time time_ns perf_counter perf_counter_ns monotonic monotonic_ns process_time process_time_ns thread_time "

@@ -45,7 +45,7 @@ def member_rule(path: str, name: str) -> tuple[str, str] | None:
     if rule:
         return rule, f"`{full}` is not available to submissions"
     bare = name.lstrip("_")
-    if top in lists.ALLOWED_MODULES and bare in lists.BORROWED_MODULES:
+    if top in lists.ALLOWED_MODULES and bare in lists.BORROWED_MODULES and full not in lists.NAMESAKES:
         return "R110", f"`{full}` is the module {bare}, which submissions may not use"
     return None
 

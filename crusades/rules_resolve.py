@@ -10,7 +10,7 @@ import ast
 import builtins
 from typing import Final
 
-from crusades.rules_scopes import CLASS, DEF, EXPR, GUARDED, ITEM, MODULE, PATH, Facts, Scope
+from crusades.rules_scopes import ARGUMENT, CLASS, DEF, EXPR, GUARDED, ITEM, MODULE, PATH, Facts, Scope
 
 _DEPTH: Final = 24
 _WIDTH: Final = 16
@@ -68,6 +68,8 @@ class Resolver:
             case ast.Attribute():
                 if node.attr == "__class__":
                     return self._class_of(node.value, scope)
+                if isinstance(node.value, ast.Name | ast.Call) and (own := self._own_member(node.value, node.attr, scope, depth + 1)):
+                    return own
                 return self._member(self.paths(node.value, scope, depth + 1), node.attr)
             case ast.IfExp():
                 return self.paths(node.body, scope, depth + 1) | self.paths(node.orelse, scope, depth + 1)
@@ -98,10 +100,28 @@ class Resolver:
                 found |= self.paths(binding.value, home, depth + 1)
             elif binding.kind == ITEM and binding.value is not None:
                 found |= self.items(binding.value, home, depth + 1)
+            elif binding.kind == ARGUMENT:
+                found |= self.paths(binding.value.node, binding.value.scope, depth + 1)
             if len(found) > _WIDTH:
                 break
         home.memo[name] = frozenset(found)
         return home.memo[name]
+
+    def _own_member(self, node: ast.Name | ast.Call, name: str, scope: Scope, depth: int) -> frozenset[str]:
+        """What attribute `name` of a class of the file, of its objects, or of a SimpleNamespace stands for."""
+        self.spend()
+        if depth > _DEPTH:
+            return NOTHING
+        if isinstance(node, ast.Call):
+            given = [keyword.value for keyword in node.keywords[:_WIDTH] if keyword.arg == name]
+            return self._union(given, scope, depth) if given else self._own_member(node.func, name, scope, depth + 1) if isinstance(node.func, ast.Name) else NOTHING
+        home, found = scope.find(node.id), NOTHING
+        for binding in home.names[node.id][:_WIDTH] if home is not None else ():
+            if binding.kind == CLASS and name in (inner := self._facts.scope_of[id(binding.value)]).names:
+                found |= self.name_paths(name, inner, depth)
+            elif binding.kind == EXPR and isinstance(binding.value, ast.Call) and home is not None:
+                found |= self._own_member(binding.value, name, home, depth + 1)
+        return found
 
     def _class_of(self, node: ast.expr, scope: Scope) -> frozenset[str]:
         """What `type(node)` stands for; nothing where it is a class of the file."""
@@ -140,6 +160,10 @@ class Resolver:
                 return found
             case ast.Dict():
                 return self._union(node.values, scope, depth)
+            case ast.ListComp() | ast.SetComp() | ast.GeneratorExp():
+                return self.paths(node.elt, self._facts.scope_of[id(node)], depth + 1)
+            case ast.DictComp():
+                return self.paths(node.value, self._facts.scope_of[id(node)], depth + 1)
             case ast.Name():
                 home = scope.find(node.id)
                 found = NOTHING
@@ -149,6 +173,9 @@ class Resolver:
                 return found
             case ast.Call(func=ast.Attribute(value=inner, attr="values" | "items" | "copy" | "get" | "pop")):
                 return self.items(inner, scope, depth + 1)
+            case ast.Call(func=ast.Name(id="map" | "filter"), args=[function, first, *_]):
+                made = self._returned(function, depth + 1) if isinstance(function, ast.Lambda) else NOTHING
+                return self.items(first, scope, depth + 1) | made
             case ast.Call(func=ast.Name(), args=[first, *_]):
                 return self.items(first, scope, depth + 1)  # list(…), tuple(…), iter(…), enumerate(…)
         return NOTHING

@@ -97,6 +97,11 @@ class Roles:
         """Whether `node` is the data iterator."""
         return self._is_argument(node, scope, self._iterators, frozenset({"data_iterator"}))
 
+    def is_parameter_of_model(self, node: ast.expr, scope: Scope) -> bool:
+        """Whether `node` is a name that goes over somebody's parameters: `for name, p in model.named_parameters()`."""
+        home = scope.find(node.id) if isinstance(node, ast.Name) else None
+        return home is not None and isinstance(node, ast.Name) and bool(self.remember("parameters", home, node.id, _goes_over_parameters))
+
     def inside_optimizer(self, node: ast.expr, scope: Scope, depth: int = 0) -> bool:
         """Whether `node` lies within param_groups or the state: `optimizer.param_groups[0]`, `group["params"]`, `state["exp_avg"]`."""
         while depth < _DEPTH:
@@ -142,6 +147,14 @@ def _first_sure_line(bindings: list[Binding]) -> int:
 def _is_gone(bindings: list[Binding]) -> bool:
     """Whether the name is deleted somewhere: then the builtin shines through again."""
     return any(binding.kind == GONE for binding in bindings)
+
+
+def _goes_over_parameters(bindings: list[Binding]) -> bool:
+    return any(
+        binding.kind == ITEM and isinstance(binding.value, ast.Call) and isinstance(binding.value.func, ast.Attribute)
+        and binding.value.func.attr in ("parameters", "named_parameters")
+        for binding in bindings
+    )  # fmt: skip
 
 
 def _is_parameter(scope: Scope, name: str) -> bool:

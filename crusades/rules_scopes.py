@@ -25,11 +25,15 @@ CLASS: Final = "class"
 """Bound to a class of the file."""
 OTHER: Final = "other"
 """Bound to something that no rule follows: parameters without a default, `with … as`."""
+ARGUMENT: Final = "argument"
+"""Bound, as a parameter, to what a call in the file passes: a Place."""
 GONE: Final = "gone"
 """Not bound but unbound again: `del`, and `except … as` when its block ends."""
 
 GUARDED: Final = frozenset({"getattr", "setattr", "delattr", "hasattr"})
 _ANNOTATION_CAP: Final = 1000
+_ARGUMENTS_CAP: Final = 16
+"""Calls of a function whose arguments are noted."""
 
 
 class Binding(NamedTuple):
@@ -108,12 +112,27 @@ class Facts:
         self.assigned: dict[int, ast.expr] = {}
         """id of an attribute that a plain assignment sets → the value it gets."""
         self.scope_of: dict[int, Scope] = {}
-        """id of a function node → its scope."""
+        """id of a function, class or comprehension → its scope."""
 
 
 def collect(tree: ast.Module) -> Facts:
-    """Walk `tree` once."""
-    return _Walk(tree).facts
+    """Walk `tree` once, and note with which names and attributes its functions are called."""
+    facts = _Walk(tree).facts
+    for node, scope in facts.calls:
+        home = scope.find(node.func.id) if isinstance(node.func, ast.Name) else None
+        for binding in home.names[node.func.id][:_ARGUMENTS_CAP] if home is not None else ():
+            if binding.kind == DEF:
+                _pass_arguments(node, scope, binding.value, facts.scope_of[id(binding.value)])
+    return facts
+
+
+def _pass_arguments(node: ast.Call, scope: Scope, function: ast.FunctionDef, inner: Scope) -> None:
+    parameters = [argument.arg for argument in (*function.args.posonlyargs, *function.args.args)]
+    passed = [*zip(parameters, node.args, strict=False), *((keyword.arg or "", keyword.value) for keyword in node.keywords)]
+    for name, value in passed:
+        bindings = inner.names.get(name)
+        if bindings and isinstance(value, ast.Name | ast.Attribute) and len(bindings) < _ARGUMENTS_CAP:
+            bindings.append(Binding(ARGUMENT, Place(value, scope), node.lineno, False))
 
 
 class _Walk:
@@ -284,7 +303,7 @@ class _Walk:
         self._push(node.value, scope)
 
     def _comprehension(self, node: Any, scope: Scope) -> None:
-        inner = Scope("comprehension", scope, node)
+        inner = self.facts.scope_of[id(node)] = Scope("comprehension", scope, node)
         for position, generator in enumerate(node.generators):
             self._bind_target(generator.target, generator.iter, ITEM, inner, generator)
             self._push(generator.iter, scope if position == 0 else inner)
@@ -380,7 +399,8 @@ class _Walk:
     def _class(self, node: ast.ClassDef, scope: Scope) -> None:
         self._bind(node.name, scope, CLASS, node, node)
         self._top.update(id(statement) for statement in node.body)
-        self._push_all(node.body, Scope("class", scope, node))
+        inner = self.facts.scope_of[id(node)] = Scope("class", scope, node)
+        self._push_all(node.body, inner)
         self._push_all((*node.decorator_list, *node.bases, *node.keywords), scope)
 
     def _import(self, node: ast.Import, scope: Scope) -> None:

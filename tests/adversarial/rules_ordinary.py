@@ -7,6 +7,58 @@ import textwrap
 from rules_cheats import submission
 
 TOP: dict[str, str] = {
+    "namesakes-of-forbidden-modules": """
+        from transformers import logging as messages
+        from transformers.utils import logging
+        import transformers
+        logging.set_verbosity_error()
+        transformers.logging.set_verbosity_error()
+        transformers.utils.logging.get_logger("train")
+        torch._logging.set_logs(dynamo=30)
+        window = torch.signal.windows.hann(4)
+        chosen = torch.select(torch.eye(2), 0, 1), torch.trace(torch.eye(2)), torch.cuda.is_available()
+        license = "MIT"
+        print(license, torch.eye(2).numpy().flags)
+        """,
+    "own-operators-by-variables": """
+        OP = "mine::" + "double"
+
+        def register(op=OP):
+            @torch.library.custom_op(op, mutates_args=())
+            def double(x: torch.Tensor) -> torch.Tensor:
+                return x * 2
+            torch.library.register_fake(double, lambda x: x) if not callable(double) else None
+            double.register_fake(lambda x: torch.empty_like(x))
+            torch.library.register_autograd(OP, lambda ctx, grad: grad * 2)
+            return double
+
+        lib = torch.library.Library("mine2", "DEF")
+        lib.define("f(Tensor x) -> Tensor")
+        lib.impl("f", lambda x: x, "CPU")
+        hidden = torch.ones(2).detach_()
+        register()
+        """,
+    "own-things-as-arguments": """
+        def counted(function, table):
+            table["calls"] = 0
+            def wrapped(*args):
+                table["calls"] += 1
+                return function(*args)
+            wrapped.original = function
+            return wrapped
+
+        class Table:
+            dtype = torch.bfloat16
+            sizes = [torch.Size([1])]
+
+        TABLE = {}
+        relu = counted(F.relu, TABLE)
+        relu.table = TABLE
+        Table.dtype = torch.float32
+        layers = [layer for layer in (torch.nn.Linear(1, 1), torch.nn.Linear(1, 1))]
+        layers[0].calls = 1
+        list(map(torch.nn.Linear, [1], [2]))[0].weight.seen = True
+        """,
     "classes-and-their-classes": """
         import abc
         import itertools
