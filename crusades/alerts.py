@@ -28,6 +28,9 @@ class Facts(Record, frozen=True, kw_only=True):
     weights_cause: str = ""
     """Why weights are not being set right now, as far as we know."""
     weights_equal: bool | None = None
+    registered: bool | None = None
+    permit: bool | None = None
+    """Of the uid that we are registered under."""
     slots_out: Mapping[str, str] = {}
     """slot → why it is out of service."""
     devices_problem: str = ""
@@ -38,6 +41,8 @@ class Facts(Record, frozen=True, kw_only=True):
     """Since a head was read whole: a node may push heads and answer nothing."""
     chain_problem: str = ""
     backup_age_seconds: float | None = None
+    """Of the newest; since the start while there is none at all."""
+    backup_ever: bool = True
     backup_interval_seconds: float = 86_400.0
     late: Mapping[str, str] = {}
     """subsystem → how late."""
@@ -62,6 +67,10 @@ def alerts(facts: Facts) -> list[Alert]:
         say("weights-old", f"our weights on chain are {facts.weights_age_tempos:.1f} tempos old; cause: {facts.weights_cause or 'unknown, see the log'}")
     if facts.weights_equal is False:
         say("weights-differ", "weights are sent, and for longer than sealed ones take the chain has held nothing that we asked for")
+    if facts.registered is False:
+        say("not-registered", "the hotkey holds no uid of the subnet: no weights can be set; register it")
+    if facts.permit is False:
+        say("no-permit", "the hotkey holds no validator permit, so its weights count for nothing: it needs more stake")
     found += [Alert(key=f"slot-{slot}", text=f"slot {slot} is out of service: {why or 'unknown'}") for slot, why in sorted(facts.slots_out.items())]
     if facts.devices_problem:
         say("no-device", facts.devices_problem)
@@ -70,7 +79,8 @@ def alerts(facts: Facts) -> list[Alert]:
     if facts.unread_seconds > CHAIN_BEHIND:
         say("chain-behind", f"no new block could be read for {facts.unread_seconds:.0f} s; cause: {facts.chain_problem or 'the node sends none'}")
     if facts.backup_age_seconds is not None and facts.backup_age_seconds > BACKUP_OLD * facts.backup_interval_seconds:
-        say("backup-old", f"the newest backup is {facts.backup_age_seconds / 3600:.0f} h old; wanted one each {facts.backup_interval_seconds / 3600:.0f} h")
+        words = "the newest backup is" if facts.backup_ever else "there is no backup, and the daemon is"
+        say("backup-old", f"{words} {facts.backup_age_seconds / 3600:.0f} h old; wanted one each {facts.backup_interval_seconds / 3600:.0f} h")
     return found + [Alert(key=f"late-{subsystem}", text=f"{subsystem}: {how}") for subsystem, how in sorted(facts.late.items())]
 
 

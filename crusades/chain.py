@@ -99,10 +99,15 @@ class Chain:
         return self._link.endpoint
 
     @property
+    def down(self) -> str:
+        """Why no node can be asked right now; empty while one answers."""
+        return self._link.problem
+
+    @property
     def problem(self) -> str:
         """What is wrong right now, in words; empty when all is well."""
-        if self._link.problem:
-            return self._link.problem
+        if self.down:
+            return self.down
         return f"the runtime (spec {self._spec}) lacks {', '.join(self.missing)}: weights are held" if self.missing else ""
 
     @property

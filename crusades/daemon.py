@@ -16,6 +16,7 @@ import gc
 import logging
 import signal
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import trio
@@ -46,6 +47,8 @@ log = logging.getLogger("crusades.daemon")
 
 FIRST_CHECK_RETRY = 2.0
 """Seconds between attempts to ask a node, whose name does not tell, which chain it serves."""
+HUB_PATIENCE = 120.0
+"""Seconds that one look of the live pages' hub may take; it looks each second."""
 WEB_GRACE = 3.0
 """Seconds that open connections of viewers get at the very end."""
 LAST_RESORT = 45.0
@@ -93,6 +96,8 @@ async def serve(ctx: Context, config: DaemonConfig, *, task_status: trio.TaskSta
     found, new_slots = trio.open_memory_channel[tuple[Seat, object]](0)
     for name in NEEDED:  # or the first of them to be ready would speak for all
         ctx.ready(name, "starting")
+    for age in ("chain_head_age_seconds", "backup_age_seconds"):  # what never happens is late from here on
+        ctx.metrics.happened(age)
 
     async with trio.open_nursery() as house:
         url = await house.start(config.parts.serve_web or serve_web, ctx, config)
@@ -215,10 +220,13 @@ async def serve_web(ctx: Context, config: DaemonConfig, *, task_status: trio.Tas
     """Viewers. Ends when `ctx.web_stop` is set and the open connections had their grace."""
     from crusades.web import create_app, serve
 
-    app = create_app(ctx.store, ctx.board, ctx.hparams, rules_version=ctx.board.rules_version, metrics=ctx.metrics.render)
+    app = create_app(ctx.store, ctx.board, ctx.hparams, rules_version=ctx.board.rules_version, metrics=ctx.metrics.render, late=ctx.health.late)
+    ctx.health.expect("live pages", HUB_PATIENCE)
+    app.hub.on_look = partial(ctx.health.progress, "live pages")
     try:
         await serve(app, config.listen or ctx.hparams.web.listen, shutdown=ctx.web_stop.wait, grace=WEB_GRACE, task_status=task_status)
     finally:
+        ctx.health.retire("live pages")
         ctx.web_stopped.set()
 
 

@@ -24,6 +24,8 @@ log = logging.getLogger("crusades.housekeeping")
 
 LOOK = 300.0
 """Seconds between looks."""
+PATIENCE = 1800.0
+"""Seconds that a backup and the sweep after it may take."""
 LITTER_AGE = 7 * 86_400.0
 """Seconds that the folder of a slot that is gone is kept, for whoever wants to read its logs."""
 
@@ -35,7 +37,9 @@ MOST_LOG = 16 << 20
 async def keep_house(ctx: Context) -> None:
     """For ever: back up when the newest backup is old enough, sweep, and show sizes."""
     ctx.backup_at = await trio.to_thread.run_sync(newest_backup, ctx.state_dir)
+    ctx.health.expect("housekeeping", LOOK + PATIENCE)
     while True:
+        ctx.health.progress("housekeeping")
         # A backup of the future was made before the clock went back: nobody knows how old it is.
         if ctx.backup_at is None or not 0 <= ctx.now() - ctx.backup_at < ctx.hparams.store.backup_hours * 3600:
             await _back_up(ctx)

@@ -7,6 +7,7 @@ but the ages, which grow by themselves.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 
@@ -33,6 +34,8 @@ class Metrics:
         self._weights()
         self._work()
         self._machine()
+        for unknown in (self.registered, self.permit, self.weights_age_blocks, self.weights_age_tempos, self.weights_equal, self.disk_free):
+            unknown.set(math.nan)  # NaN fires no alert, and a zero would be a claim
         self.build_info.labels(version=__version__).set(1)
 
     def _gauge(self, name: str, why: str, *labels: str) -> Gauge:

@@ -171,7 +171,11 @@ def devices(nvml: Any | None = None) -> tuple[Device, ...]:
     if nvml is None:
         return ()
     found = []
-    for index in range(nvml.nvmlDeviceGetCount()):
+    try:
+        count = nvml.nvmlDeviceGetCount()
+    except nvml.NVMLError:  # the driver went away under us: no card answers, as when there never was one
+        return ()
+    for index in range(count):
         with suppress(nvml.NVMLError):
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
             found.append(Device(

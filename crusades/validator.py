@@ -7,6 +7,7 @@ started again before a person has looked.
 from __future__ import annotations
 
 import argparse
+import errno
 import faulthandler
 import getpass
 import logging
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crusades import __version__, hparams, logs
-from crusades.errors import ConfigError, CrusadesError, MustNotRestart, StateLocked
+from crusades.errors import ConfigError, CrusadesError, MustNotRestart, StateLocked, StoreError
 from crusades.hparams_check import must_judge
 from crusades.places import shipped
 
@@ -83,13 +84,16 @@ def profiles_of(network: str, settings: hparams.HParams) -> tuple[str, ...]:
 
 
 def open_state_dir(folder: Path) -> Path:
-    """The folder, made if need be and private. ConfigError when it cannot be written."""
+    """The folder, made if need be and private. ConfigError when it cannot be written; StoreError while its disk is full:
+    that passes without anybody touching a setting, so systemd should try again."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.touch()
         probe.unlink()
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreError(f"the state directory {folder} cannot be written: {error.strerror}; free its disk") from error
         raise ConfigError(f"the state directory {folder} cannot be written: {error.strerror or error}; use --state-dir, or free its disk") from error
     return folder
 

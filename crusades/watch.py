@@ -24,6 +24,10 @@ LOOK = 5.0
 """Seconds between looks, unless the unit's watchdog wants more."""
 ALERT_LOOK = 60.0
 """Seconds between heartbeats and looks for alerts."""
+IDLE_LOOK = 60.0
+"""Seconds after which a task that has nothing to do shows that it lives."""
+PATIENCE = 60.0
+"""Seconds that one look of a task of this module may take."""
 NEEDED = ("chain", "registration", "weights", "devices")
 """What must be ready before systemd is told READY; the slots behind `devices` may warm up afterwards."""
 NAMED_STALLS = 20
@@ -34,10 +38,12 @@ async def watch(ctx: Context) -> None:
     """For as long as the daemon lives, its last seconds included."""
     interval = min(LOOK, watchdog_interval(ctx.systemd) or LOOK)
     stalls = _watch_loop(ctx)
+    ctx.health.expect("watch", PATIENCE)
     ctx.read_at = ctx.now()  # a node that never answers is late from here on
     told_ready, said = False, ""
     try:
         while True:
+            ctx.health.progress("watch")
             seen = ctx.bells.health.count
             late = ctx.health.late()
             await _show(ctx, late, stalls)
@@ -61,8 +67,10 @@ async def watch(ctx: Context) -> None:
 
 async def tell_viewers(ctx: Context) -> None:
     """Slots and blocks as events, for whoever watches live; what nobody changed is not told again."""
+    ctx.health.expect("slot events", PATIENCE + IDLE_LOOK)
     told: dict[str, object] = {}
     while True:
+        ctx.health.progress("slot events")
         seen = ctx.bells.shown.count
         if ctx.board.block is not None and told.get("block") != ctx.board.block:
             told["block"] = ctx.board.block
@@ -71,7 +79,7 @@ async def tell_viewers(ctx: Context) -> None:
             if told.get(name) != view:
                 told[name] = view
                 await ctx.store.emit("slot", view, view.submission_id)
-        await ctx.bells.shown.wait(seen)
+        await ctx.bells.shown.wait(seen, IDLE_LOOK)
 
 
 def is_up(ctx: Context) -> bool:
@@ -101,8 +109,8 @@ async def _show(ctx: Context, late: dict[str, str], stalls: Stalls) -> None:
         ctx.problem(f"late {name}", late.get(name, ""))
     ctx.board.late = late
     ctx.ready("progress", f"late: {', '.join(sorted(late))}" if late else "ready")
-    if ctx.chain.problem or _unread_seconds(ctx) > CHAIN_BEHIND:  # the poller says "ready" again at its next good read
-        ctx.ready("chain", "the node does not answer" if ctx.chain.problem else f"no new block could be read for more than {CHAIN_BEHIND:.0f} s")
+    if ctx.chain.down or _unread_seconds(ctx) > CHAIN_BEHIND:  # the poller says "ready" again at its next good read
+        ctx.ready("chain", "the node does not answer" if ctx.chain.down else f"no new block could be read for more than {CHAIN_BEHIND:.0f} s")
     ctx.counts = await ctx.store.counts()
     metrics.show_counts(ctx.counts)
     metrics.ready.set(ctx.board.is_ready)
@@ -112,9 +120,10 @@ async def _show(ctx: Context, late: dict[str, str], stalls: Stalls) -> None:
     metrics.disk_free.set(free)
     low = free < ctx.hparams.daemon.disk_low_bytes
     ctx.problem("disk", f"{free / 2**30:.1f} GiB free in the state directory" if low else "")
-    if ctx.chain.problem:
+    if ctx.chain.down:
         # The adapter waits out an outage inside, with deadlines of its own: the poller is not hung, it looks and finds nothing.
-        ctx.health.progress("chain poller", ctx.chain.problem)
+        ctx.health.progress("chain poller", ctx.chain.down)
+    if ctx.chain.problem:
         ctx.problem("chain", ctx.chain.problem)
 
 
@@ -138,10 +147,12 @@ async def tell_people(ctx: Context) -> None:
 
     What could not be delivered is tried again at the next look.
     """
+    ctx.health.expect("alerts", PATIENCE + ALERT_LOOK)
     logged, posted = Telling(), Telling()
     # With the certificates that were loaded at the start: loading them takes longer than anybody may hold the event loop.
     async with httpx.AsyncClient(verify=tls_context()) as client:
         while True:
+            ctx.health.progress("alerts", "looking")
             current = alerts(_facts(ctx, ctx.health.late()))
             for message in logged.due(current, ctx.now()):
                 log.warning("alert: %s", message.text)
@@ -150,6 +161,7 @@ async def tell_people(ctx: Context) -> None:
                 await heartbeat(ctx.hparams.daemon.heartbeat_url, client)
             if ctx.hparams.daemon.webhook_url:
                 for message in posted.due(current, ctx.now()):
+                    ctx.health.progress("alerts", "telling")
                     if await tell(ctx.hparams.daemon.webhook_url, redactor.clean(f"crusades-validator subnet {ctx.netuid}: {message.text}"), client):
                         posted.told(message, ctx.now())
             await trio.sleep(ALERT_LOOK)
@@ -159,10 +171,12 @@ def _facts(ctx: Context, late: dict[str, str]) -> Facts:
     seen = ctx.board
     out = {view.name: view.detail for view in seen.slots.values() if view.state == "out of service"}
     out |= {name: seen.problems.get(f"slot {name}", "") for name in ctx.lost}
+    me = next((neuron for neuron in seen.neurons if neuron.hotkey == ctx.hotkey), None)
     return Facts(
+        registered=me is not None if seen.neurons else None, permit=me.validator_permit if me else None,
         weights_age_tempos=seen.weights_age_tempos, weights_cause=seen.weights_held, weights_equal=ctx.weights_equal, slots_out=out,
         devices_problem=seen.problems.get("devices", ""),
         disk_free_bytes=shutil.disk_usage(ctx.state_dir).free, disk_low_bytes=ctx.hparams.daemon.disk_low_bytes,
         unread_seconds=_unread_seconds(ctx), chain_problem=seen.problems.get("chain", ""),
-        backup_age_seconds=ctx.now() - ctx.backup_at if ctx.backup_at is not None else None,
+        backup_age_seconds=ctx.now() - (ctx.backup_at or seen.started_at), backup_ever=ctx.backup_at is not None,
         backup_interval_seconds=ctx.hparams.store.backup_hours * 3600, late=late)

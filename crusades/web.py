@@ -70,8 +70,9 @@ class Application(QuartTrio):
 
 
 def create_app(store: Any, board: Board, hparams: HParams, *, rules_version: str, metrics: Callable[[], bytes] | None = None,
+               late: Callable[[], Mapping[str, str]] | None = None,
                rank: Rank | None = None, rules: Callable[[], Mapping[str, Any]] | None = None) -> Application:
-    """The application. `rank` and `rules` default to `crusades.scoring` and `crusades.rules`."""
+    """The application. `late` says who is late now (the default is what the board last heard, from a watch that may hang itself); `rank` and `rules` default to `crusades.scoring` and `crusades.rules`."""
     if rank is None or rules is None:
         from crusades.web_rules import rank_by, rules_document  # here: a viewer that brings its own needs neither scoring nor rules
 
@@ -87,7 +88,7 @@ def create_app(store: Any, board: Board, hparams: HParams, *, rules_version: str
     _error_shape(app)
     _documents(app)
     _live(app)
-    _health(app, board, metrics)
+    _health(app, board, metrics, late or (lambda: board.late))
     _pages(app, load_assets())
     return app
 
@@ -272,13 +273,13 @@ def _refusal(status: int, error: str, message: str) -> Response:
     return Response(body(ApiError(error=error, message=message, status=status)), status=status, content_type=JSON, headers=SECURITY_HEADERS)
 
 
-def _health(app: Application, board: Board, metrics: Callable[[], bytes] | None) -> None:
+def _health(app: Application, board: Board, metrics: Callable[[], bytes] | None, late: Callable[[], Mapping[str, str]]) -> None:
     @app.get("/livez")
     async def livez() -> Response:
         """200 while this loop turns and every subsystem makes progress, else 503: what systemd's watchdog goes by, for other
         supervisors. A chain that is down is no reason: a restart would not help."""
-        if board.late:
-            raise Refused(503, "not_live", "; ".join(f"{name}: {words}" for name, words in sorted(board.late.items())) + ".")
+        if hanging := late():
+            raise Refused(503, "not_live", "; ".join(f"{name}: {words}" for name, words in sorted(hanging.items())) + ".")
         return _json(encode({"live": True}))
 
     @app.get("/readyz")

@@ -117,6 +117,8 @@ class Hub:
         self._sent: dict[str, str] = {}
         self.seq = store.last_seq
         """The last event given to clients."""
+        self.on_look: Callable[[], None] = lambda: None
+        """Called each time the board is looked at: it shows that this hub lives."""
         self.running = False
         self.closing = False
 
@@ -193,6 +195,7 @@ class Hub:
         silent = 0.0
         while True:
             await trio.sleep(TICK)
+            self.on_look()
             silent += TICK
             if not self._clients:
                 self._sent.clear()

@@ -187,6 +187,10 @@ class FakeChain:
         self.receipts = {}
         """receipt → what the chain shows for it, or an exception to raise."""
 
+    @property
+    def down(self):
+        return "" if self.missing else self.problem
+
     async def check(self):
         await self._read()
         return ChainFacts(network="dev", endpoint="ws://fake", genesis=self.genesis, is_dev=True, spec_version=1, netuid=1, subnet_exists=True, head=self.head_now())

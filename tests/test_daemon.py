@@ -1040,6 +1040,57 @@ async def test_a_subsystem_that_hangs_shows_everywhere(house, autojump_clock, mo
         assert "WATCHDOG=1" not in told
 
 
+@pytest.mark.parametrize(("name", "method"), [("watch", "counts"), ("slot events", "emit"), ("housekeeping", "backup")])
+async def test_those_who_see_the_others_out_are_late_themselves_when_they_hang(house, autojump_clock, monkeypatch, name, method):
+    async def hangs(*_args, **_kwargs):
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(Store, method, hangs)
+    async with house.running() as ctx:
+        await trio.sleep(2400)
+        assert name in ctx.health.late()
+
+
+async def test_they_are_not_late_when_nothing_happens(house, autojump_clock):
+    async with house.running() as ctx:
+        house.chain.halted = True
+        await trio.sleep(2400)
+        assert ctx.health.late() == {}
+
+
+async def test_a_runtime_that_lacks_something_is_no_silent_node(house, autojump_clock):
+    house.chain.missing, house.chain.problem = ("SomeCall",), "the runtime (spec 2) lacks SomeCall: weights are held"
+    async with house.running() as ctx:
+        await trio.sleep(300)
+        assert ctx.board.ready["chain"] == "ready"
+        assert "lacks SomeCall" in ctx.board.problems["chain"]
+
+
+async def test_a_start_in_an_outage_counts_from_the_start(house, autojump_clock):
+    house.chain.failing, house.chain.problem = ChainError("the node is down"), "the node is down"
+    async with house.running() as ctx:
+        assert ctx.metrics.registry.get_sample_value("crusades_chain_head_age_seconds") >= 0
+
+
+async def test_a_backup_that_never_succeeds_is_told(house, autojump_clock, monkeypatch, caplog):
+    async def full(*_args, **_kwargs):
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(Store, "backup", full)
+    house.settings = msgspec.structs.replace(house.settings, store=msgspec.structs.replace(house.settings.store, backup_hours=0.1))
+    async with house.running():
+        await trio.sleep(900)
+    assert "alert: there is no backup" in caplog.text
+
+
+async def test_a_lost_registration_is_told(house, autojump_clock, caplog):
+    async with house.running() as ctx:
+        await eventually(lambda: ctx.board.is_ready)
+        house.chain.neuron_list = [neuron for neuron in house.chain.neuron_list if neuron.hotkey != ctx.hotkey]
+        await trio.sleep(600)
+    assert "alert: the hotkey holds no uid of the subnet" in caplog.text
+
+
 async def test_viewers_hear_of_slots_and_blocks(house, autojump_clock):
     id_ = commit(house, "# mfu 40")
     async with house.running() as ctx:

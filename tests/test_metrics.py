@@ -1,5 +1,6 @@
 """The metrics: complete from the first scrape, and ages that grow by themselves."""
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from crusades.metrics import Metrics
@@ -26,6 +27,12 @@ def test_an_age_is_unknown_until_it_happens_and_then_grows():
     metrics.happened("chain_head_age_seconds")
     now[0] = 130.0
     assert scrape(metrics)["crusades_chain_head_age_seconds",] == 30.0
+
+
+@pytest.mark.parametrize("name", ["registered", "validator_permit", "weights_equal", "weights_age_tempos", "disk_free_bytes"])
+def test_what_nobody_has_looked_at_yet_is_no_zero(name):
+    """A zero would page people at every start."""
+    assert str(scrape(Metrics())[f"crusades_{name}",]) == "nan"
 
 
 def test_a_fault_is_counted_under_whose_it_is():

@@ -57,6 +57,16 @@ class FakeNvml:
         return SimpleNamespace(eventType=8, eventData=self.events.pop())
 
 
+def test_a_driver_that_went_away_has_no_cards(monkeypatch):
+    gone = FakeNvml()
+
+    def refuse():
+        raise gone.NVMLError(gone.NVML_ERROR_UNINITIALIZED)
+
+    gone.nvmlDeviceGetCount = refuse
+    assert devices(gone) == ()
+
+
 def ours(pid):
     return {1: True, 2: False}.get(pid)
 

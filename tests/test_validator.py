@@ -1,6 +1,8 @@
 """The entry point: flags, what is refused before anything starts, and exit codes that systemd acts on."""
 
 import argparse
+import errno
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,6 +89,16 @@ def test_a_state_directory_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="--state-dir"):
         validator.open_state_dir(tmp_path / "file" / "state")
+
+
+def test_a_disk_that_is_full_at_the_start_is_tried_again(tmp_path, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "touch", full)
+    with pytest.raises(StoreError, match="free its disk") as caught:
+        validator.open_state_dir(tmp_path)
+    assert validator.exit_code(caught.value) == validator.BUG
 
 
 def test_a_wall_that_is_down_stops_the_start_and_says_what_mends_it(monkeypatch):

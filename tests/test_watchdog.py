@@ -141,12 +141,15 @@ def test_nothing_known_raises_no_alert():
 
 @pytest.mark.parametrize(("facts", "key", "words"), [
     (Facts(weights_age_tempos=2.5, weights_cause="no validator permit"), "weights-old", "no validator permit"),
-    (Facts(weights_equal=False), "weights-differ", "other weights"),
+    (Facts(weights_equal=False), "weights-differ", "nothing that we asked for"),
     (Facts(slots_out={"cuda:1": "its control run failed"}), "slot-cuda:1", "control run"),
     (Facts(devices_problem="profile big needs an NVIDIA card and none answers"), "no-device", "none answers"),
+    (Facts(registered=False), "not-registered", "no uid"),
+    (Facts(registered=True, permit=False), "no-permit", "more stake"),
     (Facts(disk_free_bytes=1 << 30, disk_low_bytes=2 << 30), "disk-low", "1.0 GiB"),
     (Facts(unread_seconds=500.0, chain_problem="node down"), "chain-behind", "node down"),
     (Facts(backup_age_seconds=60 * 3600.0, backup_interval_seconds=24 * 3600.0), "backup-old", "60 h"),
+    (Facts(backup_age_seconds=60 * 3600.0, backup_ever=False), "backup-old", "there is no backup"),
     (Facts(late={"poller": "no progress for 90 s"}), "late-poller", "90 s"),
 ])  # fmt: skip
 def test_each_alert_carries_its_cause(facts, key, words):

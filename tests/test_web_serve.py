@@ -94,17 +94,23 @@ def listening():
 async def test_the_daemon_serves_it_and_stops_it(nursery):
     """The daemon's own task around all this: the address it reports answers, and it ends when the daemon says so."""
     from crusades.daemon import serve_web
+    from crusades.watchdog import Health
 
     _, store, board = make()
-    ctx = SimpleNamespace(store=store, board=board, hparams=SETTINGS, metrics=SimpleNamespace(render=lambda: b"crusades_up 1\n"), web_stop=trio.Event(), web_stopped=trio.Event())
+    ctx = SimpleNamespace(store=store, board=board, hparams=SETTINGS, metrics=SimpleNamespace(render=lambda: b"crusades_up 1\n"), health=Health(), web_stop=trio.Event(), web_stopped=trio.Event())
     config = SimpleNamespace(listen="127.0.0.1:0")
     base = await nursery.start(serve_web, ctx, config)
     async with httpx.AsyncClient(base_url=base, trust_env=False) as client:
         assert (await client.get("/metrics")).text == "crusades_up 1\n"
         assert (await client.get("/readyz")).status_code == 200
+        assert (await client.get("/livez")).status_code == 200
+        ctx.health.expect("something", -1.0)  # nobody has told the board of it
+        assert (await client.get("/livez")).status_code == 503
+    assert "live pages" in ctx.health.ages()
     ctx.web_stop.set()
     with trio.fail_after(10):
         await ctx.web_stopped.wait()
+    assert "live pages" not in ctx.health.ages()
 
 
 async def deaf(base, request):
