@@ -2,11 +2,13 @@
 
 import os
 import socket
+from types import SimpleNamespace
 
 import pytest
 import trio
 from sandbox_kit import needs_sandbox, run, start
 
+from crusades.bench import contestant
 from crusades.sandbox import host, identity
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a sandbox another user")
@@ -123,3 +125,17 @@ def test_ever_new_closed_folders_use_up_no_descriptors(monkeypatch, closed):
     identity._entrance.cache_clear()
     assert "too many different closed folders" in identity.take([str(closed / "open")], gpu=False, bwrap="/usr/bin/bwrap").why
     identity._entrance.cache_clear()
+
+
+@needs_root
+def test_the_folder_of_a_submission_can_be_entered_by_others_and_a_dead_process_leaves_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(contestant.tempfile, "tempdir", str(tmp_path))
+    left = tmp_path / f"{contestant.OPEN_PREFIX}{2**22 + 1}-x"  # above every possible pid
+    alive = tmp_path / f"{contestant.OPEN_PREFIX}{os.getpid()}-x"
+    for folder in (left, alive):
+        folder.mkdir()
+    closed = tmp_path / "state"
+    closed.mkdir(mode=0o700)
+    with contestant._directory(SimpleNamespace(sandboxed=True, workdir=closed)) as made:
+        assert os.path.dirname(made) == str(tmp_path)
+    assert (left.exists(), alive.exists()) == (False, True)

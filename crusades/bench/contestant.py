@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).resolve().parents[1]
 INSIDE_HARNESS, INSIDE_GUARD, INSIDE_SUBMISSION = "/inside/harness", "/inside/guard", "/submission"
+OPEN_PREFIX = "crusades-contestant-"
+"""Before the process number, of folders in the common temporary folder."""
 EXIT_PATIENCE = 5.0
 """Seconds to wait for the exit status of a process whose channel has ended."""
 
@@ -97,8 +100,7 @@ class Contestant:
 def start_contestant(config: SlotConfig, channel: socket.socket, node: int | None) -> Contestant:
     """Spawn a contestant with `channel` as its only door, on card /dev/nvidia`node` or on none, from the trio thread
     (design.md §3). Raises SandboxFault."""
-    # A sandbox that root starts is another user's, who cannot enter a folder of root's; what will lie in it is public.
-    directory = tempfile.TemporaryDirectory(prefix="contestant-", dir=None if config.sandboxed and os.geteuid() == 0 else config.workdir)
+    directory = _directory(config)
     Path(directory.name).chmod(0o755)
     if not config.sandboxed:
         note = "no sandbox: this process could have done anything to this machine and to the measurement"
@@ -110,6 +112,16 @@ def start_contestant(config: SlotConfig, channel: socket.socket, node: int | Non
     mounts = {PACKAGE / "bench" / "inside": INSIDE_HARNESS, PACKAGE / "sandbox" / "inside": INSIDE_GUARD, Path(directory.name): INSIDE_SUBMISSION}
     box = spawn(policy, [sys.executable, "-I", f"{INSIDE_HARNESS}/main.py"], channel=channel, mounts=mounts)
     return Contestant(box, directory, f"{INSIDE_SUBMISSION}/train.py", ())
+
+
+def _directory(config: SlotConfig) -> tempfile.TemporaryDirectory[str]:
+    """Where a submission will lie. A sandbox that root starts is another user's, who cannot enter a folder of root's; what will lie there is public."""
+    if not config.sandboxed or os.geteuid() != 0:
+        return tempfile.TemporaryDirectory(prefix="contestant-", dir=config.workdir)
+    for left in Path(tempfile.gettempdir()).glob(f"{OPEN_PREFIX}*-*"):  # by processes that were killed
+        if not Path("/proc", left.name.removeprefix(OPEN_PREFIX).partition("-")[0]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    return tempfile.TemporaryDirectory(prefix=f"{OPEN_PREFIX}{os.getpid()}-")
 
 
 def _exit_status(returncode: int) -> ExitStatus:
