@@ -153,6 +153,8 @@ class Data(Section, frozen=True, kw_only=True):
     paths: tuple[str, ...] = ()
     """Text (.txt) or token (.npy, .bin uint32) files for `files`."""
     dataset: str = ""
+    revision: str = ""
+    """Branch, tag or commit of the dataset; empty = its main branch at the time of `crusades setup`."""
     dataset_config: str = ""
     split: str = "train"
     text_column: str = "text"

@@ -6,9 +6,6 @@ to nobody else. Downloads resume where they stopped (huggingface_hub keeps parti
 
 from __future__ import annotations
 
-import gzip
-import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +14,14 @@ from typing import Any
 import numpy as np
 
 from crusades.bench.referee import cache
-from crusades.errors import ConfigError, CrusadesError
+from crusades.bench.referee.setup_hub import HubFault, fetch, look_up
+from crusades.bench.referee.setup_texts import texts_of
+from crusades.errors import ConfigError
 from crusades.hparams import Data, Model, Profile
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "tokenizer*")
 """What is fetched of a model: no pickles."""
-DATA_SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json.gz", ".txt")
-
-
-class HubFault(CrusadesError):
-    """The hub could not be asked, or refused. The outside's fault: run `crusades setup` again."""
+TOKENIZER_FILES = ("tokenizer*", "*.model", "vocab*", "merges.txt", "special_tokens_map.json", "config.json")
 
 
 @dataclass(frozen=True)
@@ -60,23 +55,16 @@ def _ensure(config: SetupConfig, folder: Path, what: str, make: Callable[[Path],
         cache.open_entry(folder, what, checksums=config.verify)
         config.on_progress(f"{what}: complete in {folder}")
     except ConfigError:
+        for name in cache.drop_damage(folder):
+            config.on_progress(f"{what}: {name} is damaged and is fetched again")
         config.on_progress(f"{what}: fetching into {folder}")
-        folder.mkdir(parents=True, exist_ok=True)
-        make(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            make(folder)
+        except OSError as error:  # the hub's own are HubFaults by now
+            raise ConfigError(f"the cache cannot be written ({error}): free space, or set CRUSADES_CACHE to a folder of yours") from error
         config.on_progress(f"{what}: done")
     return folder
-
-
-def hub_token() -> str | None:
-    """HF_TOKEN from the environment, else from `.env`."""
-    if token := os.environ.get("HF_TOKEN"):
-        return token
-    env = Path(".env")
-    for line in env.read_text().splitlines() if env.is_file() else []:
-        key, _, value = line.partition("=")
-        if key.strip().removeprefix("export ").strip() == "HF_TOKEN":
-            return value.strip().strip("'\"") or None
-    return None
 
 
 # ------------------------------------------------------------------------------------------------ models
@@ -86,16 +74,12 @@ def _model(config: SetupConfig, settings: Model, folder: Path) -> None:
     if settings.package:
         _convert_package(config, settings, folder)
         return
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
-
+    snapshot = look_up(settings.hub, "model", settings.revision)
+    expected = fetch(snapshot, MODEL_FILES, folder)
     try:
-        snapshot_download(settings.hub, revision=settings.revision or None, local_dir=folder, allow_patterns=list(MODEL_FILES), token=hub_token())
-    except (GatedRepoError, RepositoryNotFoundError) as error:
-        raise ConfigError(f"the hub refuses {settings.hub}: check the name, accept its licence, and set HF_TOKEN ({error})") from error
-    except (HfHubHTTPError, OSError) as error:
-        raise HubFault(f"the hub could not be asked for {settings.hub} ({error}); run `crusades setup` again, it resumes") from error
-    cache.seal(folder, f"{settings.hub}@{settings.revision or 'main'}")
+        cache.seal(folder, f"{settings.hub}@{settings.revision or 'main'}", {"commit": snapshot.commit}, expected=expected)
+    except cache.Damaged as error:
+        raise HubFault(f"{settings.hub} did not arrive whole ({error}); run `crusades setup` again, it fetches that file anew") from error
 
 
 def _convert_package(config: SetupConfig, settings: Model, folder: Path) -> None:
@@ -136,21 +120,28 @@ def _convert_package(config: SetupConfig, settings: Model, folder: Path) -> None
 
 def _data(config: SetupConfig, model: Model, data: Data, folder: Path) -> None:
     tokenizer = _tokenizer(config, model, data)
-    texts = _hub_texts(config, data) if data.source == "hub" else _file_texts(data)
+    texts, facts = texts_of(data, config.on_progress)
     name = data.dataset or ", ".join(Path(p).name for p in data.paths)
-    count = cache.write_tokens(folder, name, _tokens(config, tokenizer, texts), data.max_tokens)
+    count = cache.write_tokens(folder, name, _tokens(config, tokenizer, texts), data.max_tokens, facts)
     config.on_progress(f"{count:,} tokens of {name}")
-    if count < 2:
-        raise ConfigError(f"{name} holds no text in column {data.text_column!r}")
 
 
 def _tokenizer(config: SetupConfig, model: Model, data: Data) -> Any:
+    """The tokenizer that the profile names, else its model's own. Raises ConfigError or HubFault."""
     from transformers import AutoTokenizer
 
     local = Path(model.path) if model.path else cache.model_folder(model, config.cache_dir)
     if data.tokenizer and not Path(data.tokenizer).is_dir():
-        return AutoTokenizer.from_pretrained(data.tokenizer, token=hub_token())
-    return AutoTokenizer.from_pretrained(data.tokenizer or local, local_files_only=True)
+        local = cache.cache_root(config.cache_dir) / "tokenizers" / data.tokenizer.replace("/", "--")
+        fetch(look_up(data.tokenizer, "model", ""), TOKENIZER_FILES, local)
+    elif data.tokenizer:
+        local = Path(data.tokenizer)
+    elif not (model.path or model.hub or model.package):
+        raise ConfigError("a model of random weights has no tokenizer: set `tokenizer` in the profile's data section to a hub id or a folder")
+    try:
+        return AutoTokenizer.from_pretrained(local, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{local} holds no tokenizer that can be loaded ({str(error).splitlines()[0]}): set `tokenizer` in the profile's data section") from error
 
 
 def _tokens(config: SetupConfig, tokenizer: Any, texts: Iterator[str]) -> Iterator[np.ndarray]:
@@ -163,50 +154,3 @@ def _tokens(config: SetupConfig, tokenizer: Any, texts: Iterator[str]) -> Iterat
             shown = total // 1_000_000
             config.on_progress(f"{shown} M tokens")
         yield np.asarray(ids, dtype=np.uint32)
-
-
-def _file_texts(data: Data) -> Iterator[str]:
-    for name in data.paths:
-        if name.startswith("python:"):  # English that every Python installation carries, for tests without a network
-            import importlib
-
-            yield from importlib.import_module(name.removeprefix("python:")).topics.values()
-            continue
-        try:
-            yield Path(name).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"text file {name} cannot be read: {error}") from error
-
-
-def _hub_texts(config: SetupConfig, data: Data) -> Iterator[str]:
-    from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
-
-    try:
-        files = [f for f in HfApi(token=hub_token()).list_repo_files(data.dataset, repo_type="dataset") if f.endswith(DATA_SUFFIXES)]
-        chosen = [f for f in files if data.split in f and data.dataset_config in f] or files
-        if not chosen:
-            raise ConfigError(f"dataset {data.dataset} has no file that ends in {', '.join(DATA_SUFFIXES)}")
-        for name in chosen:
-            config.on_progress(f"fetching {name}")
-            yield from _read_texts(Path(hf_hub_download(data.dataset, name, repo_type="dataset", token=hub_token())), data.text_column)
-    except (GatedRepoError, RepositoryNotFoundError) as error:
-        raise ConfigError(f"the hub refuses {data.dataset}: check the name, accept its licence, and set HF_TOKEN ({error})") from error
-    except (HfHubHTTPError, OSError) as error:
-        raise HubFault(f"the hub could not be asked for {data.dataset} ({error}); run `crusades setup` again, it resumes") from error
-
-
-def _read_texts(path: Path, column: str) -> Iterator[str]:
-    if path.suffix == ".parquet":
-        try:
-            import pyarrow.parquet as parquet  # type: ignore[import-untyped,import-not-found,unused-ignore]
-        except ImportError as error:
-            raise ConfigError("this dataset is in parquet files: `pip install pyarrow`, then run `crusades setup` again") from error
-        for batch in parquet.ParquetFile(path).iter_batches(columns=[column]):
-            yield from batch.column(column).to_pylist()
-    elif path.suffix == ".txt":
-        yield path.read_text("utf-8")
-    else:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-            for line in lines:
-                yield json.loads(line)[column]
