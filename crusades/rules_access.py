@@ -9,10 +9,13 @@ from crusades import rules_lists as lists
 from crusades.rules_names import Hit, is_super, is_true, member_rule
 from crusades.rules_resolve import ANY_CLASS, Resolver
 from crusades.rules_roles import Roles
-from crusades.rules_scopes import Facts, Scope
+from crusades.rules_scopes import CLASS, DEF, EXPR, PATH, Facts, Scope
 
 _DEFINED_ELSEWHERE = frozenset({"__doc__", "__name__", "__qualname__", "__module__", "__annotations__", "__wrapped__"})
 """Dunder attributes that a function of one's own may be given."""
+
+_DEPTH = 8
+_OPTIMIZER_PARTS = lists.OPTIMIZER_MEMBERS | {"step", "zero_grad", "param_groups"}
 
 _MEMBER_NAMES = frozenset(
     {name for members in lists.DENIED_MEMBERS.values() for name in members}
@@ -71,7 +74,7 @@ class Access:
                     return
         if isinstance(base, ast.Name) and name not in ("__next__", "__iter__", "__class__") and self._roles.is_iterator(base, scope):
             yield Hit("R504", node, f"`data_iterator.{name}`")
-        elif name in lists.OPTIMIZER_MEMBERS and self._roles.is_optimizer(base, scope):
+        elif name in lists.OPTIMIZER_MEMBERS and self._roles.may_be_optimizer(base, scope):
             yield Hit("R502", node, f"`optimizer.{name}`")
         elif name == "requires_grad_" and id(node) not in self._called:
             yield Hit("R501", node, "`requires_grad_` is used as a value; call it")
@@ -98,9 +101,9 @@ class Access:
             yield from self._foreign_store(node, name, paths)
             return
         own = isinstance(base, ast.Name) and base.id in ("self", "ctx", "cls")
-        if name in lists.CLOCK_NAMES_ANYWHERE and not own:
+        if name in lists.CLOCK_NAMES_ANYWHERE and not own and self._may_be_function(value, base, scope):
             yield Hit("R301", node, f"replaces `{name}`")
-        elif self._roles.is_optimizer(base, scope):
+        elif self._roles.is_optimizer(base, scope) or (name in _OPTIMIZER_PARTS and self._roles.may_be_optimizer(base, scope)):
             yield Hit("R502", node, f"sets `optimizer.{name}`")
         elif self._roles.is_iterator(base, scope):
             yield Hit("R504", node, f"sets `{name}` of the data iterator")
@@ -108,6 +111,19 @@ class Access:
             yield Hit("R403", node, f"sets `config.{name}` of the model")
         elif name.startswith("__") and name.endswith("__") and name not in _DEFINED_ELSEWHERE and not own and not self._resolver.is_own_class(base, scope):
             yield Hit("R302", node, f"replaces `{name}` of an object")
+
+    def _may_be_function(self, value: ast.expr | None, base: ast.expr, scope: Scope, depth: int = 0) -> bool:
+        """Whether what is put into an attribute may be called; of one's own objects' attributes only if it certainly may."""
+        if isinstance(value, ast.Lambda):
+            return True
+        unknown = not self._roles.is_own(base, scope)
+        home = scope.find(value.id) if isinstance(value, ast.Name) else None
+        if home is None or not isinstance(value, ast.Name):
+            return isinstance(value, ast.Name) or (unknown and not isinstance(value, ast.Constant | ast.BinOp | ast.UnaryOp))
+        return depth > _DEPTH or any(
+            binding.kind in (DEF, CLASS, PATH) or (self._may_be_function(binding.value, base, home, depth + 1) if binding.kind == EXPR else unknown)
+            for binding in home.names[value.id][:_DEPTH]
+        )
 
     def _foreign_store(self, node: ast.AST, name: str, paths: frozenset[str]) -> Iterator[Hit]:
         for path in sorted(paths):
@@ -128,7 +144,7 @@ class Access:
                 return
 
     def _store_item(self, node: ast.Subscript, scope: Scope) -> Iterator[Hit]:
-        if self._roles.inside_optimizer(node.value, scope) or self._roles.is_optimizer(node.value, scope):
+        if self._roles.inside_optimizer(node.value, scope):
             yield Hit("R502", node, "changes the optimizer's groups or state")
             return
         paths = self._resolver.paths(node.value, scope)

@@ -61,7 +61,7 @@ class Calls:
         elif isinstance(named, Computed):
             if name in ("setattr", "delattr") and self._foreign(base, scope):
                 yield Hit("R302", node, f"`{name}` on something that is not yours")
-            elif not is_harmless(named) or self._foreign(base, scope):
+            elif self._foreign(base, scope) or not (is_harmless(named) or self._roles.is_self(base, scope)):
                 yield Hit("R203", node, f"`{name}` with a name that is put together from pieces")
         elif self._foreign(base, scope):
             rule, words = ("R203", "takes from") if name in ("getattr", "hasattr") else ("R302", "changes")

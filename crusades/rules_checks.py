@@ -117,8 +117,8 @@ class Checker:
 
     def _module_as_value(self, node: ast.Name, scope: Scope) -> Iterator[Hit]:
         home = scope.find(node.id)
-        if home is None:
-            return
+        if home is None or (id(node) in self._facts.defaults and "torch" not in self._resolver.name_paths(node.id, scope)):
+            return  # a default is followed: `def f(x, lib=F)`
         if self._roles.remember("module", home, node.id, _is_module) or (
             self._roles.remember("torch", home, node.id, _may_be_torch) and "torch" in self._resolver.name_paths(node.id, scope)
         ):

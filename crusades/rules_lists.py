@@ -212,7 +212,10 @@ MODEL_CONFIG_ALLOWED: frozenset[str] = _words(
 )
 """Keys of `model.config` that only choose what is returned, or by which kernel it is computed."""
 
-OPTIMIZER_NAMES: frozenset[str] = frozenset({"optimizer", "optim", "opt"})
+MODEL_NAMES: frozenset[str] = _words("model base_model _orig_mod module")
+"""Names by which the scanner knows a model, beside the first parameter of inner_steps: `wrapped.module.config`."""
+
+OPTIMIZER_NAMES: frozenset[str] = frozenset({"optimizer", "optim"})
 """Names by which the scanner knows the optimizer in helpers; in inner_steps it is the third parameter, whatever its name."""
 
 OPTIMIZER_MEMBERS: frozenset[str] = _words(

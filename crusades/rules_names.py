@@ -61,8 +61,10 @@ def is_true(node: ast.expr) -> bool:
 
 
 def is_harmless(name: Computed) -> bool:
-    """Whether a name that starts or ends like this is certainly none of the forbidden ones."""
+    """Whether a name that starts or ends like this is none of the forbidden ones, or is put together as anybody would."""
     head, tail = name.head, name.tail
-    if len(head) >= 2 and not any(forbidden.startswith(head) for forbidden in _INDIRECT):
+    if name.written is not None and "__" not in name.written and name.written not in _INDIRECT:
+        return True  # what variables bring along is for the import hook to see
+    if head and not any(forbidden.startswith(head) for forbidden in _INDIRECT):
         return True
     return len(tail) >= 2 and not any(forbidden.endswith(tail) for forbidden in _INDIRECT)

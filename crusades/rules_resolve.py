@@ -10,7 +10,7 @@ import ast
 import builtins
 from typing import Final
 
-from crusades.rules_scopes import ARGUMENT, CLASS, DEF, EXPR, GUARDED, ITEM, MODULE, PATH, Facts, Scope
+from crusades.rules_scopes import ARGUMENT, CLASS, DEF, EXPR, GUARDED, ITEM, MODULE, OTHER, PATH, Facts, Scope
 
 _DEPTH: Final = 24
 _WIDTH: Final = 16
@@ -34,12 +34,15 @@ class Tangled(Exception):
 
 
 class Computed:
-    """A string that some computation makes; `head` and `tail` are what it certainly starts and ends with."""
+    """A string that some computation makes; `head` and `tail` are what it certainly starts and ends with.
 
-    __slots__ = ("head", "tail")
+    `written`: where its parts are only put one after another (`f"{kind}_{i}"`), those that are written out; else None.
+    """
 
-    def __init__(self, head: str = "", tail: str = "") -> None:
-        self.head, self.tail = head, tail
+    __slots__ = ("head", "tail", "written")
+
+    def __init__(self, head: str = "", tail: str = "", written: str | None = None) -> None:
+        self.head, self.tail, self.written = head, tail, written
 
 
 class Resolver:
@@ -129,7 +132,7 @@ class Resolver:
             home = scope.find(node.id)
             if (home is None and node.id in _CLASSES) or self.is_own_class(node, scope):
                 return _TYPE
-            if node.id == "self":
+            if node.id == "self" or self.is_own_object(node, scope):
                 return NOTHING
         elif isinstance(node, ast.Attribute) and node.attr[:1].isupper() and self.paths(node, scope):
             return _TYPE
@@ -216,6 +219,23 @@ class Resolver:
         home = scope.find(node.id)
         return home is not None and any(binding.kind == CLASS for binding in home.names[node.id])
 
+    def is_own_object(self, node: ast.AST, scope: Scope, depth: int = 0) -> bool:
+        """Whether `node` certainly is an object of a class that the file defines: all that it is bound to is one."""
+        self.spend()
+        if isinstance(node, ast.Call):
+            return self.is_own_class(node.func, scope)
+        home = scope.find(node.id) if isinstance(node, ast.Name) and depth < _WIDTH else None
+        if home is None or not isinstance(node, ast.Name):
+            return False
+        bindings = home.names[node.id]
+        passed = any(binding.kind == ARGUMENT for binding in bindings)
+        bindings = [binding for binding in bindings if not (passed and binding.kind == OTHER)]
+        return len(bindings) <= _WIDTH and all(
+            self.is_own_object(binding.value, home, depth + 1) if binding.kind == EXPR
+            else binding.kind == ARGUMENT and self.is_own_object(binding.value.node, binding.value.scope, depth + 1)
+            for binding in bindings
+        )  # fmt: skip
+
     # ---------------------------------------------------------------- strings
 
     def string(self, node: ast.AST, scope: Scope, depth: int = 0) -> str | Computed | None:
@@ -260,15 +280,17 @@ class Resolver:
         return next((value for value in values if isinstance(value, Computed)), None)
 
     def _joined(self, parts: list[ast.expr], separator: str, scope: Scope, depth: int) -> str | Computed:
-        made = ""
+        made, pieces = "", []
         for position, part in enumerate(parts):
             piece = self.string(part, scope, depth + 1)
             if position:
                 made += separator
             if not isinstance(piece, str):
-                last = self.string(parts[-1], scope, depth + 1)
+                pieces = [self.string(part, scope, depth + 1) for part in parts[-_WIDTH:]]
+                last = pieces[-1]
                 tail = last if isinstance(last, str) else last.tail if isinstance(last, Computed) else ""
-                return Computed(made + (piece.head if isinstance(piece, Computed) else ""), tail)
+                written = _written(pieces, separator) if len(parts) <= _WIDTH else None
+                return Computed(made + (piece.head if isinstance(piece, Computed) else ""), tail, written)
             made += piece
             if len(made) > _STRING_CAP:
                 return Computed(made)
@@ -284,7 +306,8 @@ class Resolver:
             for piece in made:
                 template = template.replace("%s", str(piece), 1)
             return template
-        return Computed(template.split("%")[0])
+        plain = all(part[:1] in ("s", "d", "i") for part in template.split("%")[1:])
+        return Computed(template.split("%")[0], "", _written([template, *made]) if plain else None)
 
     def _sliced(self, node: ast.Subscript, scope: Scope, depth: int) -> str | Computed | None:
         text = self.string(node.value, scope, depth + 1)
@@ -367,11 +390,22 @@ _PLAIN_METHODS: Final = frozenset(
 )
 
 
+def _written(pieces: list[str | Computed | None], separator: str = "") -> str | None:
+    """What is written out of pieces that are put one after another; None if one of them is computed in another way."""
+    made = []
+    for piece in pieces:
+        text = piece.written if isinstance(piece, Computed) else piece or ""
+        if text is None:
+            return None
+        made.append(text)
+    return separator.join(made)
+
+
 def _string_method(base: str, method: str, made: list[str | Computed | None]) -> str | Computed | None:
     """The methods of str that are used to hide a name, computed here."""
     known = [piece for piece in made if isinstance(piece, str)]
     if len(known) != len(made):
-        return Computed(base.split("{")[0]) if method == "format" else Computed()
+        return Computed(base.split("{")[0], "", _written([base, *made])) if method == "format" else Computed()
     if method in _PLAIN_METHODS and len(known) <= 1:
         try:
             return str(getattr(base, method)(*known))

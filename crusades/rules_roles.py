@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from crusades import rules_lists as lists
 from crusades.rules_resolve import Resolver
-from crusades.rules_scopes import EXPR, GONE, ITEM, Binding, Facts, Scope
+from crusades.rules_scopes import ARGUMENT, EXPR, GONE, ITEM, Binding, Facts, Scope
 
 _FEW = 8
 """Bindings of one name that are followed where each may lead further."""
@@ -22,11 +22,14 @@ class Roles:
         self._memo: dict[tuple[str, int, str], bool | int] = {}
         self._optimizers: set[tuple[int, str]] = set()
         self._iterators: set[tuple[int, str]] = set()
+        self._models: set[tuple[int, str]] = set()
 
     def remember_arguments(self, function: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
-        """Note the second and third parameter of inner_steps."""
+        """Note the first three parameters of inner_steps."""
         scope = self._facts.scope_of[id(function)]
         parameters = [argument.arg for argument in (*function.args.posonlyargs, *function.args.args)]
+        if parameters:
+            self._models.add((id(scope), parameters[0]))
         if len(parameters) > 1:
             self._iterators.add((id(scope), parameters[1]))
         if len(parameters) > 2:
@@ -81,10 +84,10 @@ class Roles:
                 return False
             if (id(home), node.id) in arguments or (home.kind == "function" and node.id in names and _is_parameter(home, node.id)):
                 return True
-            values = [binding.value for binding in home.names[node.id][:_FEW] if binding.kind == EXPR and isinstance(binding.value, ast.Name | ast.NamedExpr)]
-            if not values:
+            led = next((place for place in map(_leads_to, home.names[node.id][:_FEW]) if place is not None), None)
+            if led is None:
                 return False
-            node, scope = values[0], home
+            node, scope = led[0], led[1] or home
         return False
 
     def is_optimizer(self, node: ast.expr, scope: Scope) -> bool:
@@ -92,6 +95,10 @@ class Roles:
         if isinstance(node, ast.Attribute) and node.attr in ("optimizer", "optim"):
             return not self._resolver.paths(node, scope)
         return self._is_argument(node, scope, self._optimizers, lists.OPTIMIZER_NAMES)
+
+    def may_be_optimizer(self, node: ast.expr, scope: Scope) -> bool:
+        """The same, but also for a parameter called `opt`, which as often holds options."""
+        return self.is_optimizer(node, scope) or self._is_argument(node, scope, self._optimizers, frozenset({"opt"}))
 
     def is_iterator(self, node: ast.expr, scope: Scope) -> bool:
         """Whether `node` is the data iterator."""
@@ -112,7 +119,9 @@ class Roles:
                     return True
                 node = node.value
             elif isinstance(node, ast.Attribute):
-                return node.attr == "param_groups" or (node.attr == "state" and self.is_optimizer(node.value, scope))
+                if node.attr == "param_groups":
+                    return not self.is_own(node.value, scope)
+                return node.attr == "state" and self.may_be_optimizer(node.value, scope)
             elif isinstance(node, ast.Name):
                 home = scope.find(node.id)
                 if home is None:
@@ -126,10 +135,21 @@ class Roles:
                 return False
         return False
 
+    def is_self(self, node: ast.expr, scope: Scope) -> bool:
+        """Whether `node` is the `self` of a method."""
+        home = scope.find("self") if isinstance(node, ast.Name) and node.id == "self" else None
+        return home is not None and home.kind == "function" and _is_parameter(home, "self") and home.parent is not None and home.parent.kind == "class"
+
+    def is_own(self, node: ast.expr, scope: Scope) -> bool:
+        """Whether `node` is `self`, something of it, or an object of a class of the file."""
+        while isinstance(node, ast.Attribute):
+            node = node.value
+        return (isinstance(node, ast.Name) and node.id in ("self", "ctx", "cls")) or self._resolver.is_own_object(node, scope)
+
     def is_model_config(self, node: ast.expr, scope: Scope) -> bool:
-        """Whether `node` is something's `config`, but not one's own."""
+        """Whether `node` is the `config` of something that is, or is called, a model."""
         if isinstance(node, ast.Attribute):
-            return node.attr in ("config", "text_config") and not (isinstance(node.value, ast.Name) and node.value.id == "self")
+            return node.attr in ("config", "text_config") and self._is_model(node.value, scope)
         if not isinstance(node, ast.Name):
             return False
         home = scope.find(node.id)
@@ -138,10 +158,30 @@ class Roles:
             for binding in home.names[node.id][:_FEW]
         )
 
+    def _is_model(self, node: ast.expr, scope: Scope) -> bool:
+        """A model, or a part of one: `model`, `net.module`, `model.layers[0].mlp`."""
+        for _ in range(_DEPTH):
+            if isinstance(node, ast.Attribute):
+                if node.attr in lists.MODEL_NAMES or node.attr in ("config", "text_config"):
+                    return not (isinstance(node.value, ast.Name) and node.value.id == "self")
+            elif isinstance(node, ast.Name) and (node.id in lists.MODEL_NAMES or self._is_argument(node, scope, self._models, lists.MODEL_NAMES)):
+                return True
+            if not isinstance(node, ast.Attribute | ast.Subscript):
+                return False
+            node = node.value
+        return False
+
 
 def _first_sure_line(bindings: list[Binding]) -> int:
     """0: none is certain."""
     return min((binding.line for binding in bindings if binding.sure and not binding.until), default=0)
+
+
+def _leads_to(binding: Binding) -> tuple[ast.expr, Scope | None] | None:
+    """Another name that this binding stands for, and where that is read; None as the place: where the binding stands."""
+    if binding.kind == ARGUMENT:
+        return (binding.value.node, binding.value.scope) if isinstance(binding.value.node, ast.Name) else None
+    return (binding.value, None) if binding.kind == EXPR and isinstance(binding.value, ast.Name | ast.NamedExpr) else None
 
 
 def _is_gone(bindings: list[Binding]) -> bool:

@@ -111,6 +111,8 @@ class Facts:
         """Every identifier of the program: for the check of folded names."""
         self.assigned: dict[int, ast.expr] = {}
         """id of an attribute that a plain assignment sets → the value it gets."""
+        self.defaults: set[int] = set()
+        """ids of what parameters are set to when nothing is passed."""
         self.scope_of: dict[int, Scope] = {}
         """id of a function, class or comprehension → its scope."""
 
@@ -290,10 +292,14 @@ class _Walk:
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             self.facts.strings.append(Place(node, scope))  # no expression: judged as text
             return
-        for inner in ast.walk(tree):
-            if hasattr(inner, "lineno"):
-                ast.copy_location(inner, node)
-        self._push(tree.body, scope)
+        inner = list(ast.walk(tree))
+        for part in inner:
+            if hasattr(part, "lineno"):
+                ast.copy_location(part, node)
+        if any(isinstance(part, ast.Call | ast.Lambda | ast.NamedExpr) for part in inner):
+            self._push(tree.body, scope)
+        else:  # names alone, as a hint, do nothing: `"Optional[open]"`
+            self._push_all((part for part in inner if isinstance(part, ast.Attribute)), scope)
 
     def _walrus(self, node: ast.NamedExpr, scope: Scope) -> None:
         home = scope
@@ -390,6 +396,7 @@ class _Walk:
             self._bind(argument.arg, inner, EXPR if default is not None else OTHER, default, argument)
             self._annotation(argument.annotation, scope)
             self._push(default, scope)
+            self.facts.defaults.add(id(default))
         for extra in (spec.vararg, spec.kwarg):
             if extra is not None:
                 self._bind(extra.arg, inner, OTHER, None, extra)

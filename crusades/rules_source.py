@@ -37,6 +37,9 @@ _HIDDEN = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
 """Zero-width, direction-changing and tag characters: what PEP 672 warns of."""
+_EMOJI = "[\u2190-\u2bff\ufe0f\U0001f000-\U0001faff]"
+_JOINED_EMOJI = re.compile(f"(?<={_EMOJI})\u200d(?={_EMOJI})")
+"""One picture made of several. No name can have one, so it hides nothing."""
 _CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f]")
 _WORD = re.compile(r"[^\W\d]\w*")
 
@@ -100,7 +103,7 @@ def text_problems(lines: list[str]) -> Iterator[Problem]:
             yield "R601", number, control.start() + 1, f"control character U+{ord(control.group()):04X}"
         if line.isascii():
             continue
-        hidden = _HIDDEN.search(line)
+        hidden = _HIDDEN.search(_JOINED_EMOJI.sub("+", line))
         if hidden:
             character = hidden.group()
             name = unicodedata.name(character, "unnamed")
@@ -108,14 +111,14 @@ def text_problems(lines: list[str]) -> Iterator[Problem]:
 
 
 def folded_names(lines: list[str], tree_names: frozenset[str]) -> Iterator[Problem]:
-    """Words that NFKC turns into a name of the program: `ｅｖａｌ` is eval to Python."""
+    """Words that NFKC turns into an ASCII name of the program: `ｅｖａｌ` is eval to Python, while `µ` is only another μ."""
     for number, line in enumerate(lines, 1):
         if line.isascii():
             continue
         for word in _WORD.finditer(line):
             written = word.group()
             folded = unicodedata.normalize("NFKC", written)
-            if folded != written and folded in tree_names:
+            if folded != written and folded.isascii() and folded in tree_names:
                 yield "R601", number, word.start() + 1, f"Python reads {written!r} as {folded!r}"
                 break
 

@@ -7,6 +7,68 @@ import textwrap
 from rules_cheats import submission
 
 TOP: dict[str, str] = {
+    "own-objects-with-known-names": """
+        class Stats:
+            count = 0
+            elapsed_time = 0.0
+
+        class Group:
+            def __init__(self):
+                self.param_groups, self.stats, self.config = [1], Stats(), Stats()
+
+        class Runner:
+            def __init__(self, config, **kwargs):
+                self.config, self.stats = config, Stats()
+                for k, v in kwargs.items():
+                    setattr(self, f"_{k}", v)
+
+            def note(self, elapsed):
+                self.stats.elapsed_time = elapsed
+                self.stats.elapsed_time = 0
+                self.config.hidden_size = 3
+                type(self).count = getattr(self, "_" + str(elapsed), 1)
+
+        runner, a, g = Runner(Stats(), kind=1), Stats(), Group()
+        runner.config.block = 1
+        runner.note(2.0)
+        a.elapsed_time = time.perf_counter() - time.perf_counter()
+        type(a).count = 1
+        a.__class__.count = 2
+        g.param_groups[0] = 1
+        g.param_groups.append(2)
+
+        def reset(stats):
+            type(stats).count = 0
+        reset(a)
+
+        def options(opt=None):
+            opt = dict(opt or {})
+            opt["lr"] = 1
+            return opt
+
+        def more(opt):
+            opt.width = 1
+        more(a)
+        options()
+        """,
+    "names-put-together": """
+        def pick(x, a, b, i):
+            names = f"{a}_{b}", "w" + str(i), f"w{i}", "%s_%d" % (a, i), "{}_{}".format(a, b), a + "_" + b
+            return [getattr(x, name, None) for name in names], getattr(x, f"{a}_{b}", 0), getattr(x, "w" + str(i), 0), getattr(x, "%s_%s" % (a, b), 0)
+
+        pick(print, "a", "b", 1)
+        """,
+    "hints-in-strings": """
+        from typing import Optional
+        def f(x: "Optional[open]" = None, y: "dict[str, input]" = None) -> "eval": return x
+        """,
+    "module-as-default": """
+        def f(x, lib=F, *, nn=torch.nn): return lib.relu(x), nn.Identity()
+        """,
+    "signs-of-other-scripts": """
+        µ, Δt = 1e-6, 2.0
+        print("µs", µ * Δt, "👩‍💻 🏳️‍🌈 👨‍👩‍👧", "naïve façade ﬁne")
+        """,
     "namesakes-of-forbidden-modules": """
         from transformers import logging as messages
         from transformers.utils import logging
