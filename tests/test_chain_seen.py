@@ -4,6 +4,7 @@ The whole daemon on a dev chain with the real SDK; what is asked is its web appl
 """
 
 import random
+import time
 
 import msgspec
 import pytest
@@ -58,7 +59,7 @@ async def seen(house, hotkey, code, words):
         assert (row.status, row.verdict) == (Status.REJECTED, "rejected")
         assert row.reason.hint
         assert words in row.reason.message
-        assert words in words_of(row).plain
+        assert words in words_of(row, time.time()).plain
         return row
 
 
@@ -130,7 +131,7 @@ async def test_every_payload_of_a_fuzz_corpus_is_a_row_with_a_reason(house):
         await until(all_rejected, 30)
         for row in await rejected():
             assert row.reason.message
-            assert words_of(row).plain
+            assert words_of(row, time.time()).plain
 
 
 def mutated(dice):
