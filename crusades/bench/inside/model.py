@@ -37,10 +37,20 @@ def build(config: dict[str, Any], model_type: str, dtype: str, attention: str) -
     values = {k: v for k, v in config.items() if k not in ("model_type", "transformers_version", "dtype", "torch_dtype")}
     settings = AutoConfig.for_model(model_type, **values)
     settings.use_cache = False
+    _without_dropout(settings)
     with parameters_on_meta():
         model: nn.Module = AutoModelForCausalLM.from_config(settings, dtype=getattr(torch, dtype), attn_implementation=attention)
     model.train()
     return model
+
+
+def _without_dropout(settings: Any) -> None:
+    """Set every probability of a configuration that drops something to 0: training is on, and two honest runs must not differ."""
+    for name, value in list(vars(settings).items()):
+        if hasattr(value, "to_dict") and hasattr(value, "model_type"):  # the configuration of a part
+            _without_dropout(value)
+        elif "drop" in name.lower() and isinstance(value, float | int) and not isinstance(value, bool):
+            setattr(settings, name, 0.0)
 
 
 def bind(model: nn.Module, views: dict[str, torch.Tensor], device: str) -> None:

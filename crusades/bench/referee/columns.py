@@ -5,8 +5,9 @@ from the forward pass and meets the output gradient dY in the backward pass; at 
 the sum by *parts* (sequences, secret position cells, slices). So one ordinary backward pass yields every column of
 every family, with no pass of its own; the parts of a family add up to the gradient.
 
-Parts are given by an indicator (parts, tokens) of zeros and ones. Tapped: nn.Linear (weight and bias), nn.Embedding, and
-transformers' Conv1D. Other parameters (norms) have no columns and take part in the per-layer statistics alone.
+Parts are given by an indicator (parts, tokens) of zeros and ones. Tapped: nn.Linear (weight and bias), the embedding of
+the tokens, and transformers' Conv1D. Other parameters (norms, learned positions, which one look-up serves for all sequences)
+have no columns and take part in the per-layer statistics alone.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ def _tapped(model: nn.Module) -> list[tuple[nn.Module, str, str]]:
 
     names = {id(p): n for n, p in model.named_parameters()}
     found: list[tuple[nn.Module, str, str]] = []
+    tokens = model.get_input_embeddings()  # type: ignore[operator]  # whatever class of transformers it is
     for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Embedding | Conv1D):
+        if isinstance(module, nn.Linear | Conv1D) or module is tokens:
             found += [(module, leaf, names[id(p)]) for leaf, p in module._parameters.items() if p is not None]
     return found
 
@@ -120,7 +122,7 @@ class ColumnTaps:
     def _on_backward(self, module: nn.Module, x: torch.Tensor) -> Callable[[torch.Tensor], None]:
         def hook(dy: torch.Tensor) -> None:
             flat_dy = dy.reshape(-1, dy.shape[-1])
-            flat_x = x.reshape(-1) if isinstance(module, nn.Embedding) else x.reshape(-1, x.shape[-1])
+            flat_x = _looked_up(module, x) if isinstance(module, nn.Embedding) else x.reshape(-1, x.shape[-1])
             for tap in self._taps[module]:
                 self._accumulate(tap, flat_x, flat_dy)
 
@@ -133,6 +135,12 @@ class ColumnTaps:
             stop = min(last, start + step)
             chunk = _Tap(tap.kind, tap.rows[start - first : stop - first], tap.cols[start - first : stop - first], (start, stop))
             self.columns[:, start:stop] += self.indicator @ chunk.contributions(x, dy)
+
+
+def _looked_up(module: nn.Embedding, x: torch.Tensor) -> torch.Tensor:
+    """The row that each token takes its gradient to; −1 for padding, which torch gives none."""
+    rows = x.reshape(-1)
+    return rows if module.padding_idx is None else rows.masked_fill(rows == module.padding_idx, -1)
 
 
 @dataclass(frozen=True)

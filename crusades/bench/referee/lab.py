@@ -261,14 +261,23 @@ class Lab:
     @contextlib.contextmanager
     def _shortened(self, recipe: Recipe, step: int) -> Iterator[None]:
         out = recipe.without_layer(step) if recipe.without_layer else None
-        inner: Any = self.reference.model.get_submodule("model")
-        whole = inner.layers
-        if out is not None:
-            inner.layers = nn.ModuleList([layer for i, layer in enumerate(whole) if i != out])
+        if out is None:
+            yield
+            return
+        owner, name, whole = self._blocks()
+        setattr(owner, name, nn.ModuleList([layer for i, layer in enumerate(whole) if i != out]))
         try:
             yield
         finally:
-            inner.layers = whole
+            setattr(owner, name, whole)
+
+    def _blocks(self) -> tuple[nn.Module, str, nn.ModuleList]:
+        """The list of blocks, and where it hangs: `model.layers` of a Llama, `transformer.h` of a GPT-2."""
+        for owner in self.reference.model.modules():
+            for name, child in owner.named_children():
+                if isinstance(child, nn.ModuleList) and len(child) == self.reference.layers:
+                    return owner, name, child
+        raise NotImplementedError("this architecture keeps its blocks in no list")
 
     @contextlib.contextmanager
     def _edited_linears(self, recipe: Recipe) -> Iterator[None]:

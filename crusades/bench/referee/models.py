@@ -110,6 +110,7 @@ def load_reference(settings: Model, device: str, cache_dir: Path | None) -> Refe
     if source is None:
         reference.initial = reference.redraw(0)
     else:
+        _refuse_trained_buffers(source, model, name)
         parameters = dict(source.named_parameters())
         with torch.no_grad():
             for key, view in views.items():
@@ -118,3 +119,20 @@ def load_reference(settings: Model, device: str, cache_dir: Path | None) -> Refe
         reference.initial = host.copy_(shared_memory.weights)
     reference.restore()
     return reference
+
+
+def _refuse_trained_buffers(source: nn.Module, built: nn.Module, name: str) -> None:
+    """A contestant gets the parameters, and computes the buffers from the configuration: what is neither would be lost."""
+    computed = dict(built.named_buffers())
+    for key, value in _saved_buffers(source).items():
+        if key not in computed or computed[key].shape != value.shape or not torch.equal(computed[key].cpu().to(value.dtype), value):
+            raise ConfigError(f"model {name} cannot be raced: its buffer {key} is part of its weights and does not follow from its configuration")
+
+
+def _saved_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {
+        f"{prefix}.{leaf}".lstrip("."): buffer
+        for prefix, module in model.named_modules()
+        for leaf, buffer in module._buffers.items()
+        if buffer is not None and leaf not in module._non_persistent_buffers_set
+    }
