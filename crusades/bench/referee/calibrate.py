@@ -19,6 +19,7 @@ import msgspec
 import torch
 
 from crusades.bench.referee import limits as bounds
+from crusades.bench.referee.calibration_report import report
 from crusades.bench.referee.data import open_corpus
 from crusades.bench.referee.exam import Exam, prepare_exam
 from crusades.bench.referee.lab import Lab, State, copies_for
@@ -111,10 +112,10 @@ def population(config: CalibrateConfig, reference: Reference, sizes: tuple[float
 
 
 def _missing(variants: list[Variant], number: int, done: list[Result], each: int) -> list[Variant]:
-    """What exam `number` still lacks: honest work first, then one shortcut of each dimension in turn, and what is compiled,
-    which takes minutes, last; so that a calibration that is stopped early knows something of everything."""
+    """What exam `number` still lacks: honest work first, then one shortcut of each dimension in turn, small ones first, and
+    what is compiled, which takes minutes, last; so that a calibration that is stopped early knows something of everything."""
     have, turns, placed = {r.variant for r in done if r.exam == number}, dict[str, int](), list[tuple[tuple[bool, int], Variant]]()
-    for v in variants:
+    for v in sorted(variants, key=lambda v: v.work):
         turn = 0
         if v.population != "honest":
             turn = turns[v.dimension] = turns.get(v.dimension, 0) + 1
@@ -216,16 +217,12 @@ def _measure(lab: Lab, variant: Variant, number: int) -> Result:
     return Result(**common, seconds=seconds, statistics=statistics)
 
 
-def _size(value: float | None) -> float:
-    return float("inf") if value is None else abs(value)
-
-
 def write_report(config: CalibrateConfig, results: list[Result], wanted: list[Variant]) -> None:
     """limits.json (`write_limits` takes it into hparams.toml), and report.md."""
     limits = bounds.limits_of(results)
     origin = f"crusades calibrate --profile {config.profile_name}, {device_name(config.device)}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}, {len(results)} results"
     (config.out / "limits.json").write_bytes(msgspec.json.format(msgspec.json.encode({"origin": origin, "limits": limits}), indent=1))
-    (config.out / "report.md").write_text(_report(origin, results, limits, wanted))
+    (config.out / "report.md").write_text(report(origin, results, limits, [v.name for v in wanted]))
 
 
 def write_limits(hparams: Path, profile_name: str, limits_json: Path) -> None:
@@ -247,31 +244,3 @@ def write_limits(hparams: Path, profile_name: str, limits_json: Path) -> None:
         at = own.end() if own else len(rest)
         rest = f"{rest[:at].rstrip()}\n\n{section}\n{block}\n\n{rest[at:]}"
     hparams.write_text(f"{head}{header}\n{origin}\n{rest}")
-
-
-def _report(origin: str, results: list[Result], limits: dict[str, list[float]], wanted: list[Variant]) -> str:
-    usable = [r for r in results if not r.error]
-    honest = [r for r in usable if r.population == "honest"]
-    rejected = [r for r in honest if bounds.caught_by(r, limits)]
-    lines = [f"# Calibration\n\n{origin}\n", f"Honest results: {len(honest)}, rejected: {len(rejected)}; the nearest comes to "
-             f"{max(bounds.nearest(r, limits) for r in honest):.2f} of a limit.\n", "## What is caught\n",
-             "| dimension | choice | caught | smallest caught (work left out) | largest missed (work left out) |", "|---|---|---|---|---|"]  # fmt: skip
-    for row in bounds.power(usable, limits):
-        small = f"{row['smallest_caught']} ({row['smallest_caught_work']:.2%})" if row["smallest_caught"] else "–"
-        large = f"{row['largest_missed']} ({row['largest_missed_work']:.2%})" if row["largest_missed"] else "–"
-        lines.append(f"| {row['dimension']} | {row['choice'] or '–'} | {row['caught']} of {row['of']} | {small} | {large} |")
-    lines += ["\n## Limits\n", "By step; – where honest work and shortcuts overlap and the step is not judged.\n", "| statistic | worst honest | limits |", "|---|---|---|"]
-    for name, values in limits.items():
-        worst = [max(_size(r.statistics[name][s]) for r in honest) for s in range(len(honest[0].statistics[name]))]
-        told = " ".join("–" if v >= bounds.UNJUDGED else f"{v:.3g}" for v in values)
-        lines.append(f"| {name} | {' '.join(f'{w:.3g}' for w in worst)} | {told} |")
-    lines += ["\n## Every variant\n", "| variant | population | work left out | nearest limit | rejected by | gradient error, worst step |", "|---|---|---|---|---|---|"]
-    for r in usable:
-        caught = ", ".join(name for name, _ in bounds.caught_by(r, limits)[:3]) or "–"
-        error = max((abs(v) if v is not None else float("inf")) for v in r.statistics["gradient_error"])
-        lines.append(f"| {r.variant} (exam {r.exam}) | {r.population} | {r.work:.2%} | {bounds.nearest(r, limits):.3g} | {caught} | {error:.3g} |")
-    failed = [f"- {r.variant} (exam {r.exam}): {r.error}" for r in results if r.error]
-    left_out = [f"- {v.name}" for v in wanted if v.name not in {r.variant for r in results}]
-    if failed or left_out:
-        lines += ["\n## Not measured\n", *failed, *left_out]
-    return "\n".join(lines) + "\n"

@@ -1,0 +1,67 @@
+"""What a calibration says to people: what is caught, what is missed and what that is worth, every limit, every variant. Pure."""
+
+from __future__ import annotations
+
+from crusades.bench.referee import limits as bounds
+from crusades.bench.referee.limits import Result
+
+ESTIMATE = """Work and time are estimates by arithmetic share: the products that a shortcut leaves out over all products of a run (forward, input
+gradients and weight gradients count alike; a product in half the precision counts half), as if every product took the same time and
+nothing but products took any. Nothing was timed; memory traffic and what a cheat spends on cheating make the real gain smaller.
+"""
+
+
+def _size(value: float | None) -> float:
+    return float("inf") if value is None else abs(value)
+
+
+def _saved(work: float | None) -> str:
+    return "–" if work is None else f"{work:.2%} (+{work / (1 - work):.2%})"
+
+
+def report(origin: str, results: list[Result], limits: dict[str, list[float]], population: list[str]) -> str:
+    """The whole report in Markdown. `population`: names of every variant that might have been measured."""
+    usable = [r for r in results if not r.error]
+    honest = [r for r in usable if r.population == "honest"]
+    lines = [f"# Calibration\n\n{origin}\n", *_summary(usable, honest, limits), *_caught(usable, limits), *_limits(honest, limits), *_variants(usable, limits)]
+    failed = [f"- {r.variant} (exam {r.exam}): {r.error}" for r in results if r.error]
+    left_out = [f"- {name}" for name in population if name not in {r.variant for r in results}]
+    if failed or left_out:
+        lines += ["\n## Not measured\n", *failed, *left_out]
+    return "\n".join(lines) + "\n"
+
+
+def _summary(usable: list[Result], honest: list[Result], limits: dict[str, list[float]]) -> list[str]:
+    rejected = [r for r in honest if bounds.caught_by(r, limits)]
+    nearest = max(bounds.nearest(r, limits) for r in honest)
+    shortcuts = [r for r in usable if r.population == "shortcut"]
+    missed = [r for r in shortcuts if not bounds.caught_by(r, limits)]
+    worst = max(missed, key=lambda r: r.work, default=None)
+    unseen = f" The largest missed: {worst.variant}, {worst.work:.2%} of a run's arithmetic." if worst else ""
+    return [f"Honest results: {len(honest)}, rejected: {len(rejected)}; the nearest comes to {nearest:.2f} of a limit. Shortcuts: {len(shortcuts)}, missed: {len(missed)}.{unseen}\n"]
+
+
+def _caught(usable: list[Result], limits: dict[str, list[float]]) -> list[str]:
+    lines = ["## What is caught\n", ESTIMATE, "| dimension | choice | caught | smallest caught (work left out) | largest missed | time that one saves a cheat (MFU it adds), estimated |", "|---|---|---|---|---|---|"]
+    for row in bounds.power(usable, limits):
+        small = f"{row['smallest_caught']} ({row['smallest_caught_work']:.2%})" if row["smallest_caught"] else "–"
+        lines.append(f"| {row['dimension']} | {row['choice'] or '–'} | {row['caught']} of {row['of']} | {small} | {row['largest_missed'] or '–'} | {_saved(row['largest_missed_work'])} |")
+    return lines
+
+
+def _limits(honest: list[Result], limits: dict[str, list[float]]) -> list[str]:
+    lines = ["\n## Limits\n", "By step; – where honest work and shortcuts overlap and the step is not judged.\n", "| statistic | worst honest | limits |", "|---|---|---|"]
+    for name, values in limits.items():
+        worst = [max(_size(r.statistics[name][s]) for r in honest) for s in range(len(honest[0].statistics[name]))]
+        told = " ".join("–" if v >= bounds.UNJUDGED else f"{v:.3g}" for v in values)
+        lines.append(f"| {name} | {' '.join(f'{w:.3g}' for w in worst)} | {told} |")
+    return lines
+
+
+def _variants(usable: list[Result], limits: dict[str, list[float]]) -> list[str]:
+    lines = ["\n## Every variant\n", "| variant | population | work left out | nearest limit | rejected by | gradient error, worst step |", "|---|---|---|---|---|---|"]
+    for r in usable:
+        caught = ", ".join(name for name, _ in bounds.caught_by(r, limits)[:3]) or "–"
+        error = max(_size(v) for v in r.statistics["gradient_error"])
+        lines.append(f"| {r.variant} (exam {r.exam}) | {r.population} | {r.work:.2%} | {bounds.nearest(r, limits):.3g} | {caught} | {error:.3g} |")
+    return lines
