@@ -356,6 +356,18 @@ def test_a_text_that_is_not_there_is_named(tokenizer, tmp_path, name):
         setup(tmp_path, Model(config="qwen2-tiny"), Data(source="files", paths=(name,), tokenizer=tokenizer))
 
 
+@pytest.mark.parametrize("array", [np.zeros(9), np.zeros((3, 3), dtype=np.int32)], ids=["floats", "a matrix"])
+def test_a_token_file_that_is_no_row_of_integers_is_named(tmp_path, array):
+    np.save(tmp_path / "x.npy", array)
+    with pytest.raises(ConfigError, match=r"x\.npy.*one row of integers"):
+        open_corpus(Data(source="files", paths=(str(tmp_path / "x.npy"),)), 5, None)
+
+
+def test_files_without_paths_are_a_wrong_setting(tmp_path):
+    with pytest.raises(ConfigError, match="needs `paths`"):
+        open_corpus(Data(source="files"), 5, None)
+
+
 # ---------------------------------------------------------------------------------------------------- packages
 
 

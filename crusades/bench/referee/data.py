@@ -83,7 +83,7 @@ def open_tokens(paths: tuple[str, ...]) -> np.ndarray:
         path = Path(name)
         try:
             if path.suffix == ".npy":
-                parts.append(np.load(path, mmap_mode="r", allow_pickle=False))
+                parts.append(_one_row(path, np.load(path, mmap_mode="r", allow_pickle=False)))
             elif path.suffix == ".bin":
                 parts.append(np.memmap(path, dtype="<u4", mode="r"))
             else:
@@ -93,10 +93,18 @@ def open_tokens(paths: tuple[str, ...]) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
+def _one_row(path: Path, tokens: np.ndarray) -> np.ndarray:
+    if tokens.dtype.kind not in "iu" or tokens.ndim != 1:
+        raise ConfigError(f"token file {path} holds {tokens.dtype} of shape {tokens.shape}; expected one row of integers")
+    return tokens
+
+
 def open_corpus(settings: Data, vocabulary: int, cache_dir: Path | None) -> Corpus:
     """The corpus of a profile. Raises ConfigError that says what `crusades setup` would do about it."""
     if settings.source == "synthetic":
         return SyntheticCorpus(vocabulary)
+    if settings.source == "files" and not settings.paths:
+        raise ConfigError('data with source = "files" needs `paths`: text (.txt) or token files (.npy, .bin)')
     if settings.source == "files" and all(Path(p).suffix in (".npy", ".bin") for p in settings.paths):
         return TokenCorpus(settings.paths[0], open_tokens(settings.paths), vocabulary)
     from crusades.bench.referee.cache import cached_tokens
