@@ -104,7 +104,96 @@ OVERREACHING: dict[str, tuple[str, set[int]]] = {
             for state in o.state.values(): state["exp_avg"].zero_()
             return r
         """), {1401, 1403}),
+    "zeroes gradients by a hook": (bent("""
+        def inner_steps(m, it, o, n, d):
+            for p in m.model.layers[0].mlp.parameters(): p.register_hook(lambda g: g * 0)
+            return honest(m, it, o, n, d)
+        """), {1401}),
+    "scales gradients by a hook": (bent("""
+        def inner_steps(m, it, o, n, d):
+            for p in m.parameters(): p.register_hook(lambda g: g * 0.5)
+            return honest(m, it, o, n, d)
+        """), {1401}),
+    "has a backward that does nothing": (bent("""
+        class Nothing(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x): return x.clone()
+            @staticmethod
+            def backward(ctx, g): return torch.zeros_like(g)
+        def inner_steps(m, it, o, n, d):
+            real = m.model.layers[0].mlp.forward
+            m.model.layers[0].mlp.forward = lambda x: Nothing.apply(real(x))
+            return honest(m, it, o, n, d)
+        """), {1401}),
+    "detaches what a layer gets": (bent("""
+        def inner_steps(m, it, o, n, d):
+            real = m.model.layers[1].mlp.forward
+            m.model.layers[1].mlp.forward = lambda x: real(x.detach())
+            return honest(m, it, o, n, d)
+        """), {1401}),
+    "swaps a module for one that does nothing": (bent("""
+        def inner_steps(m, it, o, n, d):
+            m.model.layers[1].mlp.forward = lambda x: x * 0
+            return honest(m, it, o, n, d)
+        """), {1401}),
+    "trains an adapter and merges it": (bent("""
+        def inner_steps(m, it, o, n, d):
+            linear = m.model.layers[0].mlp.down_proj
+            a = torch.nn.Parameter(torch.randn(4, linear.in_features) * 0.02)
+            b = torch.nn.Parameter(torch.zeros(linear.out_features, 4))
+            linear.forward = lambda x: F.linear(x, linear.weight.detach()) + x @ a.T @ b.T
+            o.add_param_group({"params": [a, b]})
+            r = honest(m, it, o, n, d)
+            linear.weight.data += (b @ a).detach()
+            del o.param_groups[-1], linear.forward
+            return r
+        """), {1401, 1403}),
+    "trains on its first batch again": (bent("""
+        def inner_steps(m, it, o, n, d):
+            first = next(it)
+            def again():
+                yield first
+                for _ in range(n - 1):
+                    next(it)
+                    yield first
+            return honest(m, again(), o, n, d)
+        """), {1401}),
+    "replays what it computed for an address": (bent("""
+        def inner_steps(m, it, o, n, d):
+            known, static = {}, None
+            for _ in range(n):
+                batch = next(it)
+                static = batch.clone() if static is None else static.copy_(batch)
+                if static.data_ptr() not in known:
+                    logits = m(static[:, :-1]).logits
+                    loss = F.cross_entropy(logits.flatten(0, 1), static[:, 1:].flatten())
+                    loss.backward()
+                    known[static.data_ptr()] = logits, loss, [p.grad.clone() for p in m.parameters()]
+                logits, loss, gradients = known[static.data_ptr()]
+                for p, g in zip(m.parameters(), gradients): p.grad = g.clone()
+                o.step()
+                o.zero_grad(set_to_none=True)
+            return InnerStepsResult(logits.detach(), n * batch.numel(), loss.item())
+        """), {1401}),
+    "does the last step in a real tensor's methods": (bent("""
+        def inner_steps(m, it, o, n, d):
+            r = honest(m, it, o, n - 1, d)
+            batch, logits = next(it), r.final_logits.clone()
+            def later(*a, **k): return honest(m, iter([batch]), o, 1, d).final_logits
+            for name in ("detach", "to", "cpu", "float", "contiguous", "numpy", "data_ptr", "__array__"): setattr(logits, name, later)
+            return InnerStepsResult(logits, r.total_tokens + batch.numel(), r.final_loss)
+        """), {1401}),
     # ---------------------------------------------------------------- the harness and its channel
+    "walks the frames to the harness and shortens the run": (bent("""
+        import sys
+        def inner_steps(m, it, o, n, d):
+            frame = sys._getframe()
+            while frame is not None:
+                for thing in frame.f_locals.values():
+                    if type(thing).__name__ == "Contestant": thing.steps = 1
+                frame = frame.f_back
+            return honest(m, it, o, 1, d)
+        """), {1309}),
     "finds the harness and shortens the run": (bent("""
         import gc
         def inner_steps(m, it, o, n, d):
@@ -203,6 +292,23 @@ EFFECTLESS: dict[str, str] = {
             def __del__(self): forever()
         last = Last()
         inner_steps = honest
+        """),
+    "remembers gradients by a batch's content": bent("""
+        known = {}
+        def inner_steps(m, it, o, n, d):
+            for _ in range(n):
+                batch = next(it)
+                key = hash(tuple(batch.flatten().tolist()))
+                if key not in known:
+                    logits = m(batch[:, :-1]).logits
+                    loss = F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
+                    loss.backward()
+                    known[key] = logits, loss, [p.grad.clone() for p in m.parameters()]
+                logits, loss, gradients = known[key]
+                for p, g in zip(m.parameters(), gradients): p.grad = g
+                o.step()
+                o.zero_grad(set_to_none=True)
+            return InnerStepsResult(logits.detach(), n * batch.numel(), loss.item())
         """),
     "is as large as a file may be": LOOP.replace("honest = inner_steps\n", "") + "# padding\n" * ((499_990 - len(LOOP)) // 10),
 }
