@@ -8,15 +8,15 @@ import tomllib
 import msgspec
 import pytest
 
-from crusades import hparams
+from crusades import cli, hparams
 from crusades.bench.referee import calibrate as cal
 from crusades.bench.referee.data import SyntheticCorpus
 from crusades.bench.referee.exam import prepare_exam
 from crusades.bench.referee.lab import Lab
 from crusades.bench.referee.models import load_reference
-from crusades.bench.referee.recipe import Recipe, Variant
+from crusades.bench.referee.recipe import SIZES, Recipe, Variant
 from crusades.bench.referee.variants import everything
-from crusades.errors import ConfigError
+from crusades.errors import ConfigError, UsageError
 
 STEPS = 4
 FEW = [
@@ -232,3 +232,17 @@ def test_a_shortcut_that_was_not_measured_is_listed(calibrate, tmp_path, monkeyp
     monkeypatch.setattr(cal, "everything", lambda *_, sizes, **__: list(more if len(sizes) > 1 else FEW))
     calibrate(sizes=(0.1,))
     assert "- one more" in (tmp_path / "out" / "report.md").read_text().partition("## Not measured")[2]
+
+
+# ---------------------------------------------------------------------------------------------------- the command
+
+
+@pytest.mark.parametrize(("text", "expected"), [(None, SIZES), ("0.01,0.1", (0.01, 0.1)), ("0.5", (0.5,))])
+def test_sizes_are_chosen_among_those_that_have_names(text, expected):
+    assert cli._sizes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["0.3", "", "0.01;0.1"])
+def test_a_size_that_is_none_lists_them(text):
+    with pytest.raises(UsageError, match=r"0\.005, 0\.01"):
+        cli._sizes(text)
