@@ -45,7 +45,7 @@ OVERREACHING: dict[str, tuple[str, set[int]]] = {
             r = honest(m, it, o, n - 1, d)
             batch = next(it)
             return InnerStepsResult(Later(r.final_logits, lambda: honest(m, iter([batch]), o, 1, d)), r.total_tokens + batch.numel(), r.final_loss)
-        """), {1401, 1302, 1307}),
+        """), {1401}),
     "trains in the warm-up only": (bent("""
         calls = 0
         def inner_steps(m, it, o, n, d):
@@ -67,7 +67,7 @@ OVERREACHING: dict[str, tuple[str, set[int]]] = {
             for _ in range(n): next(it)
             for p, k in zip(m.parameters(), kept[1]): p.data.copy_(k)
             return kept[0]
-        """), {1401, 1403}),
+        """), {1401}),
     "crashes when it is slow": (bent("""
         calls = 0
         def inner_steps(m, it, o, n, d):
@@ -103,7 +103,7 @@ OVERREACHING: dict[str, tuple[str, set[int]]] = {
             r = honest(m, it, o, n, d)
             for state in o.state.values(): state["exp_avg"].zero_()
             return r
-        """), {1401, 1403}),
+        """), {1401}),
     "zeroes gradients by a hook": (bent("""
         def inner_steps(m, it, o, n, d):
             for p in m.model.layers[0].mlp.parameters(): p.register_hook(lambda g: g * 0)
@@ -147,7 +147,7 @@ OVERREACHING: dict[str, tuple[str, set[int]]] = {
             linear.weight.data += (b @ a).detach()
             del o.param_groups[-1], linear.forward
             return r
-        """), {1401, 1403}),
+        """), {1401}),
     "trains on its first batch again": (bent("""
         def inner_steps(m, it, o, n, d):
             first = next(it)
@@ -214,7 +214,7 @@ OVERREACHING: dict[str, tuple[str, set[int]]] = {
             mine, other = socket.socketpair()
             os.dup2(mine.fileno(), 3)
             return honest(m, it, o, n, d)
-        """), {1303, 1304}),
+        """), {1303}),
     "answers for ever": (bent("""
         class Endless:
             def __init__(self, logits): self.shape = logits.shape
@@ -234,13 +234,13 @@ OVERREACHING: dict[str, tuple[str, set[int]]] = {
                     for p in m.parameters(): p.data.fill_(7.0)
                     time.sleep(0.001)
             return honest(m, it, o, n, d)
-        """), {1302, 1401, 1402, 1403, 1404}),
+        """), {1401, 1402}),
     # ---------------------------------------------------------------- claims
     "claims fewer than no tokens": (bent("def inner_steps(m, it, o, n, d):\n    r = honest(m, it, o, n, d)\n    r.total_tokens = -1\n    return r"), {1404}),
-    "claims an infinite loss": (bent("def inner_steps(m, it, o, n, d):\n    r = honest(m, it, o, n, d)\n    r.final_loss = float('inf')\n    return r"), {1402, 1404}),
+    "claims an infinite loss": (bent("def inner_steps(m, it, o, n, d):\n    r = honest(m, it, o, n, d)\n    r.final_loss = float('inf')\n    return r"), {1402}),
     "returns logits that are none": (bent("def inner_steps(m, it, o, n, d):\n    r = honest(m, it, o, n, d)\n    r.final_logits = [1, 2]\n    return r"), {1307}),
     "returns logits with no numbers in them": (
-        bent("def inner_steps(m, it, o, n, d):\n    r = honest(m, it, o, n, d)\n    r.final_logits = r.final_logits * float('nan')\n    return r"), {1402, 1404}),
+        bent("def inner_steps(m, it, o, n, d):\n    r = honest(m, it, o, n, d)\n    r.final_logits = r.final_logits * float('nan')\n    return r"), {1402}),
 }  # fmt: skip
 
 EFFECTLESS: dict[str, str] = {

@@ -29,9 +29,10 @@ TRAIN = BASELINE + "\nhonest = inner_steps\n"
 
 FORGED_FRAME = '''
 import json, struct, socket
+channel = socket.socket(fileno=3)  # kept: one that is collected closes the descriptor
 def say(**fields):
     header = json.dumps(fields).encode()
-    socket.socket(fileno=3).sendall(struct.pack("<II", len(header), 0) + header)
+    channel.sendall(struct.pack("<II", len(header), 0) + header)
 '''
 
 CASES: dict[str, tuple[str, set[int]]] = {
@@ -57,7 +58,7 @@ CASES: dict[str, tuple[str, set[int]]] = {
         FORGED_FRAME + "def inner_steps(*a):\n    say(t='done', run=0, claimed_ns=1, final_loss=1.0, total_tokens=5120, logits_shape=[8, 127, 1024], batches=5)\n    while True: pass\n", {1309}),
     "speaks as the referee": (FORGED_FRAME + "def inner_steps(*a):\n    say(t='ran')\n    while True: pass\n", {1306}),
     "forges a next frame before the update": (
-        FORGED_FRAME + TRAIN + "def inner_steps(m, it, o, n, d):\n    next(it)\n    say(t='next', step=1)\n    return honest(m, it, o, n - 1, d)\n", {1303, 1306, 1309, 1401, 1302, 1304}),
+        FORGED_FRAME + TRAIN + "def inner_steps(m, it, o, n, d):\n    next(it)\n    say(t='next', step=1)\n    return honest(m, it, o, n - 1, d)\n", {1306}),
     "closes every descriptor": ("import os\ndef inner_steps(*a):\n    os.closerange(3, 1024)\n    while True: pass\n", {1303}),
     "leaves weights that are not numbers": (
         TRAIN + "def inner_steps(m, it, o, n, d):\n    r = honest(m, it, o, n, d)\n    [p.data.fill_(float('nan')) for p in m.parameters()]\n    return r\n", {1402}),
@@ -71,10 +72,10 @@ CASES: dict[str, tuple[str, set[int]]] = {
     "lies about its loss": (TRAIN + "def inner_steps(m, it, o, n, d):\n    r = honest(m, it, o, n, d)\n    r.final_loss -= 1\n    return r\n", {1404}),
     "returns somebody else's logits": (TRAIN + "def inner_steps(m, it, o, n, d):\n    r = honest(m, it, o, n, d)\n    r.final_logits = r.final_logits.roll(1, 0)\n    return r\n", {1404}),
     "trains a copy of the weights": (
-        TRAIN + "def inner_steps(m, it, o, n, d):\n    for p in m.parameters(): p.data = p.data.clone()\n    return honest(m, it, o, n, d)\n", {1401, 1403}),
+        TRAIN + "def inner_steps(m, it, o, n, d):\n    for p in m.parameters(): p.data = p.data.clone()\n    return honest(m, it, o, n, d)\n", {1401}),
     "puts the weights back": (
-        TRAIN + "def inner_steps(m, it, o, n, d):\n    kept = [p.detach().clone() for p in m.parameters()]\n    r = honest(m, it, o, n, d)\n    [p.data.copy_(k) for p, k in zip(m.parameters(), kept)]\n    return r\n", {1401, 1403}),
-    "raises the learning rate": (TRAIN + "def inner_steps(m, it, o, n, d):\n    o.param_groups[0]['lr'] = 3e-4\n    return honest(m, it, o, n, d)\n", {1401, 1403}),
+        TRAIN + "def inner_steps(m, it, o, n, d):\n    kept = [p.detach().clone() for p in m.parameters()]\n    r = honest(m, it, o, n, d)\n    [p.data.copy_(k) for p, k in zip(m.parameters(), kept)]\n    return r\n", {1401}),
+    "raises the learning rate": (TRAIN + "def inner_steps(m, it, o, n, d):\n    o.param_groups[0]['lr'] = 3e-4\n    return honest(m, it, o, n, d)\n", {1401}),
     **OVERREACHING,
 }  # fmt: skip
 GUARDED: dict[str, tuple[str, str, int]] = {
