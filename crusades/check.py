@@ -10,16 +10,12 @@ import os
 import stat
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from crusades.errors import UsageError
 from crusades.records import Finding, to_builtins, to_json
 from crusades.rules_apart import scan_forked
-from crusades.rules_source import MAX_BYTES, Unreadable, decode, split_lines
-
-READ_CAP = 16 << 20
-"""Bytes read of a file that is too large anyway: enough to say how large it is."""
+from crusades.rules_source import MAX_BYTES, READ_CAP, Unreadable, decode, split_lines
 
 SNIPPET = 160
 """Characters shown of a source line."""
@@ -35,11 +31,24 @@ def run(paths: Sequence[str], json: bool = False, *, max_bytes: int = MAX_BYTES)
         sys.stdout.reconfigure(errors="backslashreplace")
     if json:
         documents = [document(path, findings) for path, _, findings in results]
-        sys.stdout.write(to_json(documents[0] if len(documents) == 1 else {"files": documents}, indent=2).decode() + "\n")
+        _put(to_json(documents[0] if len(documents) == 1 else {"files": documents}, indent=2).decode())
     else:
-        for path, source, findings in results:
-            print(findings_text(path, source, findings))
+        _put("\n".join(findings_text(path, source, findings) for path, source, findings in results))
     return 1 if any(findings for _, _, findings in results) else 0
+
+
+def _put(text: str) -> None:
+    """Print, or say why that cannot be done: an exit code of 1 would mean findings."""
+    if sys.stdout is None:
+        raise UsageError("cannot write the findings: standard output is closed")
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered would fail again at the end
+        raise UsageError(f"cannot write the findings: {error.strerror}") from error
 
 
 def document(path: str, findings: Sequence[Finding]) -> dict[str, Any]:
@@ -92,16 +101,24 @@ def _read(path: str) -> bytes:
             if sys.stdin is None:
                 raise UsageError("cannot read '-': standard input is closed")
             return sys.stdin.buffer.read(READ_CAP)
-        _refuse_special(path)
-        with Path(path).open("rb") as file:
-            return file.read(READ_CAP)
+        waits = os.O_NONBLOCK if _is_plain(path) else 0  # files of /proc are regular, and some wait for news all the same
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | waits), "rb") as file:
+            read = file.read(READ_CAP)
+        if read is None:
+            raise UsageError(f"cannot read {shown_path(path)}: it has nothing to read yet")
+        return read
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {shown_path(path)}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _refuse_special(path: str) -> None:
-    """Reading a pipe or a terminal may wait for ever. What the shell itself hands over (`<(…)`, /dev/stdin) is meant."""
+def _is_plain(path: str) -> bool:
+    """Whether this is a file; False for what the shell itself hands over (`<(…)`, /dev/stdin). Raises UsageError for the rest.
+
+    Reading a pipe or a terminal may wait for ever.
+    """
     mode = os.stat(path).st_mode
-    if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or path.startswith(("/dev/fd/", "/proc/self/fd/")) or path == "/dev/stdin":
-        return
+    if path.startswith(("/dev/fd/", "/proc/self/fd/")) or path == "/dev/stdin":
+        return False
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return True
     raise UsageError(f"cannot read {shown_path(path)}: not a regular file; to check what a program prints, pipe it into `crusades check -`")

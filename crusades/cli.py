@@ -274,7 +274,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return PASSED_ON[words[0]](words[1:])
         arguments = parser().parse_args(words)
         code = COMMANDS[arguments.command](arguments)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # `crusades … >&-`
+            sys.stdout.flush()
         return code
     except KeyboardInterrupt:
         return 130
@@ -299,7 +300,7 @@ def _first(group: BaseExceptionGroup[Any]) -> CrusadesError:
 
 
 def _complain(error: CrusadesError, as_json: bool) -> int:
-    if as_json:
+    if as_json and sys.stdout is not None:
         print_json({"error": {"type": type(error).__name__, "message": str(error), "exit_code": error.exit_code}})
     else:
         say(f"crusades: {error}")

@@ -18,6 +18,9 @@ from contextlib import contextmanager
 MAX_BYTES = 500_000
 """Default cap; the daemon passes `hparams.toml`'s. Larger files are never parsed."""
 
+READ_CAP = 16 << 20
+"""Bytes that `crusades check` reads of a file that is too large anyway: enough to say how large it is."""
+
 MAX_DEPTH = 500
 """Nested nodes from the module to the deepest leaf; people stay under 40."""
 
@@ -75,7 +78,8 @@ def decode(source: bytes | str, max_bytes: int = MAX_BYTES) -> str:
         except UnicodeEncodeError as error:
             raise Unreadable("R602", 1, 1, f"not valid text: {error.reason}") from error
     if len(source) > max_bytes:
-        raise Unreadable("R602", 1, 1, f"{len(source):,} bytes; at most {max_bytes:,} are allowed")
+        size = f"{len(source):,} bytes" if len(source) < READ_CAP else f"{READ_CAP:,} bytes or more"
+        raise Unreadable("R602", 1, 1, f"{size}; at most {max_bytes:,} are allowed")
     if b"\0" in source:
         before = source[: source.index(b"\0")]
         raise Unreadable("R602", before.count(b"\n") + 1, len(before) - (before.rfind(b"\n") + 1) + 1, "a null byte: this is not a text file")

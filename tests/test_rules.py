@@ -512,6 +512,33 @@ def test_closed_standard_input_is_a_usage_error(monkeypatch):
         check.run(["-"])
 
 
+def test_a_file_that_waits_for_news_does_not_hang(tmp_path, monkeypatch):
+    """/proc/kmsg calls itself a regular file."""
+    os.mkfifo(tmp_path / "train.py")
+    writer = os.open(tmp_path / "train.py", os.O_RDWR)
+    monkeypatch.setattr(check, "_is_plain", lambda path: True)
+    try:
+        with pytest.raises(UsageError, match="nothing to read yet"):
+            check.run([str(tmp_path / "train.py")])
+    finally:
+        os.close(writer)
+
+
+def test_a_file_beyond_the_reading_cap_is_not_said_to_have_its_size(tmp_path):
+    with open(tmp_path / "train.py", "wb") as file:
+        file.truncate(rules_source.READ_CAP * 2)
+    assert "16,777,216 bytes or more" in scan(check._read(str(tmp_path / "train.py")))[0].message
+
+
+@pytest.mark.parametrize("flags", ["", " --json"])
+@pytest.mark.parametrize(("where", "words"), [(">/dev/full", b"No space left"), (">&-", b"standard output is closed")])
+def test_findings_that_cannot_be_written_are_exit_code_2(write, where, words, flags):
+    command = f'exec "$0" -m crusades.cli check "$1"{flags} {where}'
+    done = subprocess.run(["sh", "-c", command, sys.executable, write("x = 1")], cwd=ROOT, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, b"Traceback" in done.stderr) == (2, False), done.stderr
+    assert words in done.stderr or flags
+
+
 @pytest.mark.parametrize("json_", [False, True])
 def test_a_name_that_is_no_text_is_shown_escaped(tmp_path, capsys, json_):
     path = os.fsdecode(os.fsencode(str(tmp_path)) + b"/\xff\x1b[2J.py")
