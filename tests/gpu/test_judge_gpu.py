@@ -34,6 +34,44 @@ HOSTILE = {
         "import torch\ndef inner_steps(*a):\n    torch.zeros(1, device='cuda')[torch.tensor([9], device='cuda')]\n    torch.cuda.synchronize()\n"),
     "trains nothing": BASELINE.replace("optimizer.step()", "pass"),
 }  # fmt: skip
+SIDE_STREAM = BASELINE + """
+honest, side = inner_steps, torch.cuda.Stream()
+
+def inner_steps(model, batches, optimizer, n, device):
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        result = honest(model, batches, optimizer, n - 1, device)
+        batch = next(batches).to(device)
+        torch.cuda._sleep(2_000_000_000)
+        last = honest(model, iter([batch]), optimizer, 1, device)
+    return InnerStepsResult(last.final_logits, result.total_tokens + last.total_tokens, last.final_loss)
+"""
+"""The last step is queued behind a second of waiting, on a stream that nobody was told of."""
+STALE_GRAPH = BASELINE + """
+def inner_steps(model, batches, optimizer, n, device):
+    static, side = next(batches).to(device).clone(), torch.cuda.Stream()
+
+    def work():
+        logits = model(static[:, :-1]).logits
+        loss = F.cross_entropy(logits.flatten(0, 1), static[:, 1:].flatten())
+        loss.backward()
+        return logits, loss
+
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3): work()
+    torch.cuda.current_stream().wait_stream(side)
+    optimizer.zero_grad(set_to_none=True)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        logits, loss = work()
+    for step in range(n):
+        if step: next(batches)
+        graph.replay()
+        optimizer.step()
+    return InnerStepsResult(logits.detach().clone(), n * static.numel(), loss.item())
+"""
+"""The graph is replayed over the first batch: nothing is copied into its input."""
 HONEST = {
     "baseline": BASELINE,
     "torch.compile": COMPILED,
@@ -81,6 +119,8 @@ async def judge_all(folder, library):
 
         for name, text in HONEST.items():
             await judge(name, text)
+        await judge("works on a side stream", SIDE_STREAM)
+        await judge("replays a graph of stale inputs", STALE_GRAPH)
         found["before"], referee = used(library), slot._referee
         for name, text in HOSTILE.items():
             await judge(name, text)
@@ -110,6 +150,16 @@ def test_the_report_names_card_and_driver(found):
 def test_weights_that_nobody_touched_are_seen(found):
     assert found["trains nothing"].verdict is Outcome.REJECTED
     assert found["trains nothing"].code // 100 == 14
+
+
+def test_work_on_a_side_stream_is_on_the_clock(found):
+    verdict = found["works on a side stream"]
+    assert verdict.verdict is Outcome.ACCEPTED, verdict.message
+    assert all(run.seconds > 0.5 for run in verdict.runs)
+
+
+def test_a_graph_of_stale_inputs_is_seen(found):
+    assert found["replays a graph of stale inputs"].code == 1401, found["replays a graph of stale inputs"].message
 
 
 def test_whoever_fills_the_card_pays_for_it(found):
