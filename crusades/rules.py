@@ -5,9 +5,10 @@ Theory of operation. One table (`rules_table`) says what is forbidden, why, and 
 like a linter; the import hook (`sandbox/inside/hook.py`, told by `hook_table`) refuses the same names while the file runs,
 for what a scanner cannot follow. Neither is what the score rests on: that is the audit, in another process.
 
-`rules_source` turns bytes into a tree, `rules_scopes` walks it once, `rules_resolve` and `rules_roles` say what a name may
-stand for, `rules_checks`, `rules_access`, `rules_calls` and `rules_classes` judge, `rules_scan` puts it together, `rules_apart` does so in a
-process of its own, `rules_fingerprint` compares programs. `python -m crusades.rules` prints the page `docs/rules.md`.
+`rules_source` turns bytes into a tree, `rules_scopes` walks it once, `rules_resolve`, `rules_strings` and `rules_roles` say
+what a name may stand for, `rules_checks`, `rules_access`, `rules_calls` and `rules_classes` judge, `rules_scan` puts it
+together, `rules_apart` does so in a process of its own, `rules_fingerprint` compares programs. `python -m crusades.rules`
+prints the page `docs/rules.md`.
 """
 
 from __future__ import annotations

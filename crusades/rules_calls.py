@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from crusades import rules_lists as lists
 from crusades.rules_access import Access
 from crusades.rules_names import Hit, is_harmless, is_true
-from crusades.rules_resolve import Computed, Resolver
+from crusades.rules_resolve import Resolver
 from crusades.rules_roles import Roles
 from crusades.rules_scopes import ARGUMENT, EXPR, ITEM, MODULE, PATH, Binding, Facts, Scope
+from crusades.rules_strings import Computed
 
 _LIBRARY_CALLS = frozenset(
     {"Library", "impl", "register_kernel", "register_autograd", "register_autocast", "register_torch_dispatch", "register_vmap", "define",

@@ -6,7 +6,7 @@ import ast
 from typing import NamedTuple
 
 from crusades import rules_lists as lists
-from crusades.rules_resolve import Computed
+from crusades.rules_strings import Computed
 
 _INDIRECT = lists.INTROSPECTION | lists.RAW_MEMORY
 
