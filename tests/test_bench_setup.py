@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from fake_hub import running_hub
 
+from crusades.bench.link import start_referee
 from crusades.bench.referee import cache, setup_hub, setup_texts
 from crusades.bench.referee.data import open_corpus
 from crusades.bench.referee.setup import SetupConfig, run_setup
@@ -150,6 +151,19 @@ def test_a_cache_that_cannot_be_written_is_named(hub, tmp_path):
     (tmp_path / "cache").write_text("a file where a folder belongs")
     with pytest.raises(ConfigError, match="CRUSADES_CACHE"):
         setup(tmp_path)
+
+
+@pytest.mark.parametrize("named", [None, "somewhere/else"])
+def test_a_referee_finds_the_cache_that_setup_fills(tmp_path, monkeypatch, named):
+    """It has a home and a working directory of its own."""
+    if named:
+        monkeypatch.setenv("CRUSADES_CACHE", named)
+    else:
+        monkeypatch.delenv("CRUSADES_CACHE", raising=False)
+    seen = {}
+    monkeypatch.setattr("crusades.bench.link.subprocess.Popen", lambda *_, env, **__: seen.update(env))
+    start_referee(tmp_path, None)
+    assert seen["CRUSADES_CACHE"] == str(cache.cache_root(None).absolute())
 
 
 # ---------------------------------------------------------------------------------------------------- the token

@@ -123,6 +123,8 @@ def start_referee(workdir: Path, gpu: int | None) -> RefereeLink:
     environment = {key: os.environ[key] for key in PASSED_ENVIRONMENT if key in os.environ}
     # NVML counts cards by bus address; without this order CUDA counts the fastest first.
     environment |= {"HOME": str(workdir), "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "" if gpu is None else str(gpu)}
+    # its home is not ours, the cache that `crusades setup` filled is
+    environment["CRUSADES_CACHE"] = os.path.abspath(os.environ.get("CRUSADES_CACHE") or Path.home() / ".cache" / "crusades")
     environment["GOMP_SPINCOUNT"] = "3000"  # as in the sandbox: threads that spin for long starve everything else on a small machine, and each other
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     with theirs, log.open("wb") as output:
