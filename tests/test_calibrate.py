@@ -146,12 +146,11 @@ def test_a_shared_start_changes_nothing_that_is_measured(lab, variant):
         assert found[name] == pytest.approx(values, rel=1e-3, abs=1e-7, nan_ok=True), name
 
 
-@pytest.mark.parametrize("name", ["tiny", "qwen2.5-3b"])
-def test_recorded_results_keep_their_names(name):
+@pytest.mark.parametrize(("name", "layers", "heads", "matrices"), [("tiny", 4, 4, 28), ("smol", 30, 9, 210), ("qwen2.5-3b", 36, 16, 252)])
+def test_recorded_results_keep_their_names(name, layers, heads, matrices):
     found = hparams.load().profile(name)
     cuda = found.device == "cuda"
-    layers = {"tiny": 4, "qwen2.5-3b": 36}[name]
-    made = {v.name for v in everything(found.steps, layers, found.batch_size, cuda=cuda, low_precision=cuda, heads=16, matrices=252)}
+    made = {v.name for v in everything(found.steps, layers, found.batch_size, cuda=cuda, low_precision=cuda, heads=heads, matrices=matrices)}
     recorded = {r.variant for r in cal.read_results(hparams.default_path().parent / "docs" / "calibration" / name / "results.jsonl")}
     assert {n for n in recorded if not n.startswith("submission ")} - made == set()
 
