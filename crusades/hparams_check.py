@@ -88,6 +88,10 @@ def _contradictions(profile: Profile) -> Iterator[str]:
         yield 'data.paths is empty though source is "files"'
     if profile.audit.micro_batch > profile.batch_size:
         yield "audit.micro_batch is larger than batch_size"
+    late = min(profile.audit.anchor_steps, profile.steps - 1)
+    if profile.audit.anchored_runs and not late <= profile.audit.anchored_runs <= profile.runs:
+        yield (f"audit.anchored_runs is {profile.audit.anchored_runs}: every one of the {late} late steps is to be verified, in scored runs, of which there are {profile.runs}; "
+               f"choose 0, or {late} to {profile.runs}")  # fmt: skip
 
 
 def check_fee(chain: Chain) -> None:
@@ -113,8 +117,12 @@ _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 
 
 def must_judge(hparams: HParams, *names: str) -> None:
-    """ConfigError unless each of these profiles has limits: without them every cheat would be paid."""
+    """ConfigError unless each of these profiles has limits, also for its anchored steps: without them every cheat would be paid."""
     for name in names:
-        if not hparams.profile(name).limits:
+        profile = hparams.profile(name)
+        if profile.limits and profile.audit.anchored_runs and not any(statistic.startswith("anchor_") for statistic in profile.limits):
+            raise ConfigError(f"profiles.{name}.limits has none for anchored steps (anchor_…), so these would be measured and not judged: "
+                              f"measure them with `crusades calibrate --profile {name} --write`, or set audit.anchored_runs to 0")  # fmt: skip
+        if not profile.limits:
             raise ConfigError(f"profiles.{name}.limits is empty, so nothing would be judged: "
                               f"measure them with `crusades calibrate --profile {name} --write`, or choose another profile")  # fmt: skip

@@ -85,6 +85,17 @@ def test_the_validator_refuses_a_profile_that_judges_nothing(file, capfd):
     assert "crusades calibrate --profile tiny --write" in said
 
 
+def test_the_validator_refuses_anchored_steps_that_nothing_judges(file, capfd):
+    assert validator.main(["--network", "dev", "--hparams", str(file(limits("outliers = 1")))]) == 2
+    assert "profiles.tiny.limits has none for anchored steps" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("number", [3, 6])
+def test_every_late_step_is_anchored_in_a_scored_run_or_none_is(file, number):
+    with pytest.raises(ConfigError, match=rf"profiles\.tiny\.audit\.anchored_runs is {number}: .*choose 0, or 4 to 5"):
+        hparams.load(file(("anchored_runs = 4", f"anchored_runs = {number}")))
+
+
 @pytest.mark.parametrize(("network", "wanted"), [("dev", ("tiny",)), ("finney", ("qwen2.5-3b",)), ("ws://127.0.0.1:9944", ("qwen2.5-3b", "tiny"))])
 def test_only_profiles_that_may_judge_need_limits(network, wanted):
     assert validator.profiles_of(network, hparams.load(ROOT / "hparams.toml")) == wanted
