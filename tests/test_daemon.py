@@ -755,7 +755,7 @@ async def twin_weights(house, autojump_clock):
     house.chain.weights, house.chain.last_update = {5: 65535}, house.chain.block
 
 
-async def test_a_restored_backup_stays_down_and_names_the_way_out(house, twin_weights):
+async def test_a_restored_backup_stays_down_and_names_the_way_out(house, twin_weights, autojump_clock):
     with pytest.raises(BaseExceptionGroup) as caught:
         async with house.running():
             await trio.sleep(600)
@@ -765,7 +765,7 @@ async def test_a_restored_backup_stays_down_and_names_the_way_out(house, twin_we
     assert "--accept-foreign-weights" in str(error)
 
 
-async def test_once_the_twin_is_stopped_we_start_again_and_need_no_flag_the_next_time(house, twin_weights):
+async def test_once_the_twin_is_stopped_we_start_again_and_need_no_flag_the_next_time(house, twin_weights, autojump_clock):
     house.chain.refused = ("not now",)
     house.extra["accept_foreign_weights"] = True
     async with house.running():
