@@ -99,8 +99,11 @@ def test_a_folder_of_an_earlier_demo_is_not_used_again(tmp_path):
 
 
 def test_a_profile_that_judges_nothing_is_no_demo(tmp_path):
-    with pytest.raises(ConfigError, match=r"profiles.smol.limits is empty"):
-        run_demo(DemoConfig(state_dir=tmp_path, profile="smol"))
+    before, _, rest = (Path(__file__).parent.parent / "hparams.toml").read_text().partition("[profiles.tiny.limits]\n")
+    toothless = tmp_path / "hparams.toml"
+    toothless.write_text(before + "[profiles.tiny.limits]\n\n" + rest.partition("\n\n")[2])
+    with pytest.raises(ConfigError, match=r"profiles\.tiny\.limits is empty"):
+        run_demo(DemoConfig(state_dir=tmp_path / "demo", hparams=toothless))
 
 
 @pytest.fixture
