@@ -277,8 +277,14 @@ def test_the_check_apart_obeys_the_size_limit(way):
     assert [f.rule for f in way(submission().encode(), max_bytes=10)] == ["R602"]
 
 
+@pytest.fixture
+def alone(monkeypatch):
+    """As in a command, which has no other threads (in a run of all tests some library has left one): the check is a fork."""
+    monkeypatch.setattr(rules_apart.threading, "active_count", lambda: 1)
+
+
 @pytest.mark.parametrize("number", sorted(rules_apart.GAVE_UP))
-def test_a_parser_that_crashes_is_a_finding(monkeypatch, number):
+def test_a_parser_that_crashes_is_a_finding(alone, monkeypatch, number):
     monkeypatch.setattr(rules_apart, "scan", lambda *a, **k: os.kill(os.getpid(), number) or signal.pause())
     found = scan_forked(b"x = 1")
     assert [f.rule for f in found] == ["R602"]
@@ -290,7 +296,7 @@ def test_a_parser_that_crashes_is_a_finding(monkeypatch, number):
     lambda *a, **k: 1 / 0,  # a bug of ours
     lambda *a, **k: os._exit(0),  # no answer
 ], ids=["killed", "bug", "silent"])  # fmt: skip
-def test_a_check_that_fails_for_another_reason_is_our_fault(monkeypatch, doing):
+def test_a_check_that_fails_for_another_reason_is_our_fault(alone, monkeypatch, doing):
     monkeypatch.setattr(rules_apart, "scan", doing)
     with pytest.raises(SandboxFault, match="rule check"):
         scan_forked(b"x = 1")
@@ -302,7 +308,7 @@ def test_a_check_that_cannot_be_started_is_our_fault(monkeypatch):
         check_apart(b"x = 'never checked before'")
 
 
-def test_memory_that_is_not_there_is_a_finding(monkeypatch):
+def test_memory_that_is_not_there_is_a_finding(alone, monkeypatch):
     """The child's address space is bounded; what does not fit is the file's doing."""
     monkeypatch.setattr(rules_scan, "scan_unguarded", lambda *a: bytearray(rules_apart.MEMORY_BYTES))
     assert [f.rule for f in scan_forked(b"x = 1")] == ["R602"]
