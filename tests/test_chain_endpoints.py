@@ -121,6 +121,15 @@ async def test_weights_in_a_forgotten_block_are_found_through_an_archive(world):
         assert (await chain.resolve(told[0])).block == done.block
 
 
+async def test_nonsense_about_the_dev_chain_is_the_nodes_fault(world):  # noqa: F811
+    """Found by the random faults: it ended a miner's command in a traceback."""
+    async with adapter(world) as chain:
+        world.fault("wrong", "crusades_info", result="no object")
+        with pytest.raises(ChainError):
+            await chain.opens_after(4)
+        assert await chain.opens_after(4) == (await chain.call(lambda node: node.rpc("crusades_info")))["reveal_blocks"]
+
+
 # ------------------------------------------------------------------------------------------------ the pool, by itself
 
 
