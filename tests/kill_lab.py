@@ -367,7 +367,7 @@ def alive(pid):
         return False
 
 
-async def ended(process, patience=60.0):
+async def ended(process, patience=40.0):
     """Wait for a child without blocking the chain's thread. One that does not end writes into its log where its threads stand."""
     pidfd = os.pidfd_open(process.pid)
     try:
