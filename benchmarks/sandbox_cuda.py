@@ -7,8 +7,8 @@ in sight, a cudaIpc buffer of this process, pinned memory, autograd, CUDA graphs
 CUDA graphs; whether the card's memory is free when `kill` returns; and the doctor's probes on a GPU slot.
 
 A second run, in which every call passes, names each call that the filter refused, stage by stage (`sandbox_listen.py`): when
-the first run failed, those of the failing stage are opened one at a time until it passes. When it fails even so, another wall
-is in the way, and they are taken away one at a time. Two narrower policies that might become the default are tried with the
+the first run failed, those of the failing stage are opened and closed again one at a time, until those are left that it needs.
+When it fails even so, another wall is in the way, and they are taken away one at a time. Two narrower policies that might become the default are tried with the
 time that is left. Prints a line a stage; `--out` takes the whole record as JSON; exit code 0 when every stage passed.
 """
 
@@ -166,6 +166,7 @@ def allowances(policy: Policy) -> list:
             rules.append([name, list(conditions)])
 
     names = [name for group in seccomp.GROUPS if group.verdict == "allow" for name in group.names()]
+    names += seccomp.GPU_CALLS if policy.gpu else ()
     rules += [[name, []] for name in (*names, *policy.extra_calls)]
     real, seccomp._rule = seccomp._rule, lambda lib, compiled, verdict, name, *conditions: compiled.add_rule_exactly(verdict, name, *conditions)
     try:
@@ -231,22 +232,23 @@ def walls(policy: Policy) -> list[tuple[str, Policy, tuple[str, ...], tuple[str,
 
 
 async def blame(policy: Policy, stages: tuple[str, ...], listened: dict, buffer: Buffer, deadline: float) -> dict:
-    """Which call must be allowed, or which wall taken away, for `stages` to pass."""
+    """Which calls must be allowed, or which wall taken away, for `stages` to pass."""
     tried: dict[str, bool] = {}
 
     def left() -> float:
         return min(PATIENCE, deadline - trio.current_time())
 
     refused = [call for name, row in listened["stages"].items() if name in (*stages, "(unfinished)") for call in row.get("refused", ())]
-    if listened["ok"]:  # the filter it is; the calls of the failing stage first
-        for call in dict.fromkeys(reversed(refused)):
+    if listened["ok"]:  # the filter it is: all of these are opened, then closed again one at a time
+        needed = list(dict.fromkeys(refused))
+        for call in tuple(needed):
             if left() < ONE_MORE:
-                break
-            opened = replace(policy, extra_calls=(*policy.extra_calls, call.partition("(")[0]))
-            tried[call] = (await attempt(opened, stages, buffer, left()))["ok"]
-            if tried[call]:
-                return {"culprit": call, "tried": tried}
-        return {"culprit": "more than one of these calls, or one that there was no time for", "refused": refused, "tried": tried}
+                return {"culprit": f"some of {', '.join(needed)}: no time to find out which", "tried": tried}
+            fewer = tuple(other for other in needed if other != call)
+            opened = replace(policy, extra_calls=(*policy.extra_calls, *(other.partition("(")[0] for other in fewer)))
+            tried[f"all but {call}"] = passed = (await attempt(opened, stages, buffer, left()))["ok"]
+            needed = list(fewer) if passed else needed
+        return {"culprit": ", ".join(needed), "tried": tried}
     for name, opened, words, skip in walls(replace(policy, unknown_calls="log")):
         if left() < ONE_MORE:
             break

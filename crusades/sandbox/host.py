@@ -111,11 +111,19 @@ def _chain(path: str, why: str) -> tuple[Mount, ...]:
     here = _merged(path)
     for _ in range(16):
         if not os.path.islink(here):
-            return (*mounts, Mount(here, why, here))
+            return (*mounts, Mount(here, why, _program(here)))
         target = os.readlink(here)
         mounts.append(Mount(here, why, target, "link"))
         here = _merged(os.path.normpath(os.path.join(os.path.dirname(here), target)))
     return ()
+
+
+def _program(path: str) -> str:
+    """What to run at `path`: where that is a shell script around a program of its name with `.real` (ldconfig on Ubuntu), the
+    program, for there is no shell inside."""
+    with open(path, "rb") as file:
+        wrapped = file.read(2) == b"#!"
+    return f"{path}.real" if wrapped and os.access(f"{path}.real", os.X_OK) else path
 
 
 def _merged(path: str) -> str:

@@ -132,6 +132,14 @@ GPU_IOCTLS: tuple[tuple[int, int, str], ...] = (
     (0xFFFFFFFF, 0x30000002, "nvidia-uvm de-initialise"),
 )
 """(mask, value, reason) on a slot with a card. The driver behind them is the largest surface that this filter leaves open."""
+GPU_SOCKET = (AF_UNIX, 0x80005, 0)
+"""The one socket on a slot with a card: (family, SOCK_SEQPACKET | SOCK_CLOEXEC, protocol). cuInit makes two, fails to connect one
+to a multi-process service, binds the other to an abstract name and listens; without it ends with error 304."""
+GPU_CALLS: dict[str, str] = {
+    "bind": "cuInit: @cuda-uvmfd-…, a name in the sandbox's own network namespace",
+    "listen": "cuInit, on the same; nobody ever gets in, for connect and accept stay refused",
+}
+"""Refused elsewhere, allowed on a slot with a card."""
 LOW32 = 0xFFFFFFFF
 """The kernel reads 32 bits of these arguments; the filter must not look at more."""
 
@@ -161,9 +169,13 @@ def _program(gpu: bool, hostile: str, unknown: str, extra: tuple[str, ...]) -> b
         for group in GROUPS:
             verdict = verdicts[group.verdict] if unknown == "errno" or group.verdict == "allow" else default
             for name in group.names():
-                if name in extra or verdict != default:  # libseccomp refuses rules that repeat the default
-                    _rule(lib, compiled, lib.ALLOW if name in extra else verdict, name)
+                allowed = name in extra or (gpu and name in GPU_CALLS)
+                by_argument = gpu and name == "socket" and not allowed
+                if (allowed or verdict != default) and not by_argument:  # libseccomp refuses rules that repeat the default
+                    _rule(lib, compiled, lib.ALLOW if allowed else verdict, name)
         _argument_rules(lib, compiled, gpu, extra)
+        if gpu and "socket" not in extra and unknown == "errno":
+            _other_sockets(lib, compiled, verdicts["eperm"])
         return _export(compiled)
     except OSError as error:
         raise SandboxFault(f"the system-call filter cannot be compiled: {error}") from error
@@ -204,10 +216,19 @@ def _argument_rules(lib: Any, compiled: Any, gpu: bool, extra: tuple[str, ...]) 
         allow("ioctl", (1, LOW32, request))
     for mask, value, _ in GPU_IOCTLS if gpu else ():
         allow("ioctl", (1, mask, value))
+    if gpu:
+        allow("socket", *((index, LOW32, value) for index, value in enumerate(GPU_SOCKET)))
     listed = {name for group in GROUPS for name in group.names()}
     for name in extra:
         if name not in listed:
             _rule(lib, compiled, lib.ALLOW, name)
+
+
+def _other_sockets(lib: Any, compiled: Any, verdict: int) -> None:
+    """Whatever differs from GPU_SOCKET in an argument answers EPERM, as any socket does without a card."""
+    for index, value in enumerate(GPU_SOCKET):
+        same = [lib.Arg(before, lib.MASKED_EQ, LOW32, GPU_SOCKET[before]) for before in range(index)]
+        _rule(lib, compiled, verdict, "socket", *same, lib.Arg(index, lib.NE, value))
 
 
 def _export(compiled: Any) -> bytes:

@@ -278,9 +278,9 @@ CHECKPOINTED = submission(top="""
         model.gradient_checkpointing_disable()
     for layer in model.model.layers:
         wrap(layer)
-    kernels = sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]) if device.type == "cuda" else nullcontext()
+    kernels = functools.partial(sdpa_kernel, [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]) if device.type == "cuda" else nullcontext
     """, step="""
-    with kernels:
+    with kernels():
         x = F.scaled_dot_product_attention(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2), is_causal=True)
     """)
 
@@ -302,7 +302,7 @@ STREAMS = submission(top="""
     """, step="""
     if state.copy is not None:
         with torch.cuda.stream(state.copy):
-            weights = batch.float().pin_memory()
+            weights = batch.cpu().float().pin_memory()
         weights.record_stream(torch.cuda.current_stream())
         torch.cuda.current_stream().wait_stream(state.copy)
     for group in optimizer.param_groups:

@@ -91,3 +91,29 @@ async def test_another_card_is_noticed():
         other = replace(policy, mounts=tuple(replace(m, inside="/dev/nvidia1") if m == card else m for m in policy.mounts))
         checks = await doctor._probe(other)
     assert not next(check for check in checks if check.name == "devices").ok
+
+
+async def test_the_socket_that_cuda_makes_can_be_made_and_nobody_gets_in():
+    ran = await run("""
+        a, b = (socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) for _ in range(2))
+        made = [tried(a.bind, "\\0cuda-uvmfd-1-2"), tried(a.listen, 128)]
+        say([made, tried(b.connect, "\\0cuda-uvmfd-1-2"), tried(a.accept)])
+    """, using=card_policy())  # fmt: skip
+    assert ran.said == [["done", "done"], "EPERM", "EPERM"]
+
+
+@pytest.mark.parametrize("arguments", [
+    "socket.AF_UNIX, socket.SOCK_STREAM", "socket.AF_UNIX, socket.SOCK_DGRAM", "socket.AF_UNIX, socket.SOCK_SEQPACKET, 1",
+    "socket.AF_INET, socket.SOCK_STREAM", "socket.AF_INET6, socket.SOCK_SEQPACKET", "socket.AF_NETLINK, socket.SOCK_RAW", "40, socket.SOCK_SEQPACKET"])  # fmt: skip
+async def test_no_other_socket_can_be_made_with_a_card(arguments):
+    ran = await run(f"say(tried(socket.socket, {arguments}))", using=card_policy())
+    assert ran.said == "EPERM"
+
+
+async def test_what_cuda_rewrites_below_proc_self_can_be_rewritten():
+    """It truncates: Landlock counts that as a right of its own."""
+    ran = await run("""
+        open("/proc/self/comm", "w").write("renamed")
+        say(open("/proc/self/comm").read().strip())
+    """, using=card_policy())  # fmt: skip
+    assert ran.said == "renamed"

@@ -83,9 +83,10 @@ def _landlock() -> str:
         return f"refused ({os.strerror(ctypes.get_errno())})"
     for path in WRITABLE:
         _allow(libc, ruleset, path, files)
-    if os.path.exists("/dev/nvidiactl"):  # cuInit writes below /proc/self; the mounts keep the rest of /proc read-only
-        _allow(libc, ruleset, "/proc", _WRITE_FILE)
-    _allow(libc, ruleset, "/dev", _WRITE_FILE | (_TRUNCATE if abi >= 3 else 0))  # null, and the card's nodes
+    rewrite = _WRITE_FILE | (_TRUNCATE if abi >= 3 else 0)  # fopen(…, "w") asks for both
+    if os.path.exists("/dev/nvidiactl"):  # cuInit rewrites a file below /proc/self; the mounts keep the rest of /proc read-only
+        _allow(libc, ruleset, "/proc", rewrite)
+    _allow(libc, ruleset, "/dev", rewrite)  # null, and the card's nodes
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     failed = libc.syscall(_RESTRICT, ruleset, 0)
     os.close(ruleset)
