@@ -34,6 +34,10 @@ from crusades.errors import ConfigError
 from crusades.hparams import Profile
 
 
+WIDEST = 3
+"""Honest variants on an exam that only tells how far apart exams are."""
+
+
 @dataclass(frozen=True)
 class CalibrateConfig:
     """What `crusades calibrate` is asked to do."""
@@ -45,6 +49,8 @@ class CalibrateConfig:
     """Folder of results.jsonl, limits.toml and report.md."""
     exams: int = 3
     """Honest variants run on every exam, shortcuts on the first."""
+    spread: int = 0
+    """So many exams more, each with the `WIDEST` honest variants alone: how honest noise differs from exam to exam."""
     sizes: tuple[float, ...] = SIZES
     """Which sizes the graded shortcuts come in; fewer take less time, and the report lists what was not measured."""
     each: int = 0
@@ -70,8 +76,10 @@ def calibrate(config: CalibrateConfig) -> bool:
     variants = population(config, reference, config.sizes)
     copies = copies_for(reference, config.profile.steps) if config.profile.audit.anchored_runs else {}
     complete = True
-    for number in range(config.exams):
-        missing = _missing(variants, number, done, config.each)
+    rounds = [(compiled, number) for compiled in (False, True) for number in range(config.exams + config.spread)]
+    for compiled, number in rounds:
+        wanted = _missing(variants, number, done, config.each) if number < config.exams else _widest(variants, number, done)
+        missing = [v for v in wanted if bool(v.recipe.compile) == compiled]
         if not missing:
             continue
         if _late(config, started):
@@ -112,16 +120,25 @@ def population(config: CalibrateConfig, reference: Reference, sizes: tuple[float
 
 
 def _missing(variants: list[Variant], number: int, done: list[Result], each: int) -> list[Variant]:
-    """What exam `number` still lacks: honest work first, then one shortcut of each dimension in turn, small ones first, and
-    what is compiled, which takes minutes, last; so that a calibration that is stopped early knows something of everything."""
-    have, turns, placed = {r.variant for r in done if r.exam == number}, dict[str, int](), list[tuple[tuple[bool, int], Variant]]()
+    """What exam `number` still lacks: honest work first, then one shortcut of each dimension in turn, small ones first; so that
+    a calibration that is stopped early knows something of everything. What is compiled takes minutes and has a round of its own."""
+    have, turns, placed = {r.variant for r in done if r.exam == number}, dict[str, int](), list[tuple[int, Variant]]()
     for v in sorted(variants, key=lambda v: v.work):
         turn = 0
         if v.population != "honest":
             turn = turns[v.dimension] = turns.get(v.dimension, 0) + 1
         if v.name not in have and (turn == 0 or (number == 0 and turn <= (each or turn))):
-            placed.append(((bool(v.recipe.compile), turn), v))
+            placed.append((turn, v))
     return [v for _, v in sorted(placed, key=lambda pair: pair[0])]
+
+
+def _widest(variants: list[Variant], number: int, done: list[Result]) -> list[Variant]:
+    """The honest variants that came nearest to their limits on the first exam, unless exam `number` has as many results already."""
+    have = {r.variant for r in done if r.exam == number}
+    limits = bounds.limits_of(done) if len(have) < WIDEST else {}
+    near = {r.variant: bounds.nearest(r, limits) for r in done if limits and r.exam == 0 and r.population == "honest" and not r.error}
+    fit = [v for v in variants if v.name in near and not v.recipe.compile]
+    return [v for v in sorted(fit, key=lambda v: -near[v.name])[:WIDEST] if v.name not in have]
 
 
 def _shared_start(reference: Reference, config: CalibrateConfig, exam: Exam, initial: torch.Tensor, missing: list[Variant]) -> dict[int, State]:

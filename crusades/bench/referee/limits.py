@@ -1,6 +1,7 @@
 """From the two populations to limits, and from limits to what they catch. Pure (design.md §2.1).
 
-For each statistic and step, with h the worst honest distance: a shortcut counts for that statistic where it stands at
+For each statistic and step, with h the worst honest distance (or, where enough exams were measured, what the unluckiest of ten
+thousand would bring, if that is more: `reach`): a shortcut counts for that statistic where it stands at
 least `room` times as far out as any honest variant. The limit is the geometric mean of h and the mildest of those
 distances, so that both sides keep a factor of at least √room. The room is the largest of `ROOMS` with which no shortcut
 is missed that the smallest room would catch: honest work that nobody has thought of gets all the space there is. A
@@ -10,6 +11,7 @@ statistic that no shortcut stands clear in is reported, not judged.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,6 +25,10 @@ WORTH = 0.01
 """Shortcuts of less work than this do not draw limits towards honest work; whether they are caught is reported."""
 UNJUDGED = 1e9
 """The limit of a step that a statistic cannot judge: JSON has no word for infinity."""
+EXAMS_FOR_A_TAIL = 8
+"""With results of so many exams it is known how the worst honest distance varies between them."""
+TAIL = 3.72
+"""Standard deviations of its logarithm: a normal variable is beyond once in ten thousand times."""
 FLOOR = 1e-7
 """Distances below one float32 rounding count as one, so that ratios exist."""
 SHARE_FLOORS = {"outliers": 1e-4, "silent": 1e-4, "unmoved": 1e-4}
@@ -82,10 +88,26 @@ def limits_with_room(results: list[Result], room: float) -> dict[str, list[float
 
 
 def _limit(name: str, step: int, honest: list[Result], shortcuts: list[Result], room: float) -> float:
-    worst = max(_distance(name, r.statistics[name][step]) for r in honest)
+    worst = reach(name, step, honest)
     distances = (_distance(name, r.statistics[name][step]) for r in shortcuts)
     clear = [d for d in distances if math.isfinite(d) and d >= room * worst]
     return math.sqrt(worst * min(clear)) if clear and math.isfinite(worst) else math.inf
+
+
+def reach(name: str, step: int, honest: Iterable[Result]) -> float:
+    """How far out honest work may stand: the worst that was measured or, of many exams, what their spread leads to expect.
+
+    Late steps of a bf16 model are chaotic, and how much so belongs to the exam: the worst of the few that were measured is
+    met again soon. The worst distance of an exam is taken as log-normal.
+    """
+    by_exam: dict[int, float] = {}
+    for r in honest:
+        by_exam[r.exam] = max(by_exam.get(r.exam, 0.0), _distance(name, r.statistics[name][step]))
+    worst = max(by_exam.values())
+    if len(by_exam) < EXAMS_FOR_A_TAIL or not math.isfinite(worst):
+        return worst
+    logarithms = [math.log(distance) for distance in by_exam.values()]
+    return max(worst, math.exp(statistics.mean(logarithms) + TAIL * statistics.stdev(logarithms)))
 
 
 def _fill(steps: list[float]) -> list[float]:
