@@ -1,8 +1,11 @@
 """One figure per line of the judge's budget: `python benchmarks/evaluations.py [FILE] [--profile P] [--device D] [--times N] [--unsafe-no-sandbox]`.
 
-Evaluates the same file N times on one slot, pre-warmed as the validator does, and prints one JSON object: seconds from
-order to verdict, the referee's clock over the contestant's own (its reads counted back in), reads as a share of a run,
-seconds per exam, and the spread of the score.
+Evaluates the same file N times on one slot, pre-warmed as the validator does, as N submissions that wait in one queue, and
+prints one JSON object: seconds from order to verdict, the referee's clock over the contestant's own (its reads counted back
+in), reads as a share of a run and in milliseconds, seconds per exam, the spread of the score, and where the referee's time
+went: `orders_s` by kind of order, `around_run_s` what a run takes beside its own time (restoring the weights, the first read,
+the result, the audit), `beyond_own_percent` all time of the judge's own on the device (exams, around runs, reads and copies in
+them, anchored steps, cleaning up) over all time of the submissions' own (their warm-ups and timed runs).
 """
 
 from __future__ import annotations
@@ -18,8 +21,38 @@ from pathlib import Path
 import trio
 
 from crusades import hparams
-from crusades.bench.evaluate import Job, open_slot
+from crusades.bench.evaluate import Job, Slot, open_slot
 from crusades.bench.local import BenchConfig, bench_slot, read_submission
+from crusades.records import Verdict
+
+
+class Watched:
+    """Seconds of every order to the referee, by its kind."""
+
+    def __init__(self, slot: Slot) -> None:
+        self.seconds: dict[str, list[float]] = {}
+        self._real = slot._ask
+        slot._ask = self._ask
+
+    async def _ask(self, order, kind, deadline, **more):
+        began = time.monotonic()
+        try:
+            return await self._real(order, kind, deadline, **more)
+        finally:
+            self.seconds.setdefault(type(order).__name__, []).append(time.monotonic() - began)
+
+
+def judges_share(orders: dict[str, list[float]], verdicts: list[Verdict]) -> dict[str, object]:
+    """What the judge's own work takes beside the submissions'. Sandboxes start and files are loaded without the device."""
+    runs = [r for v in verdicts for r in v.runs]
+    own = sum(r.seconds + r.excess_seconds for r in runs)
+    around = [order - r.seconds - r.excess_seconds - r.read_seconds - r.copy_seconds for order, r in zip(orders.get("DoRun", []), runs, strict=True)]
+    judge = sum(sum(orders.get(kind, [])) for kind in ("PrepareExams", "DoRun", "CompareAnchors", "Release")) - own
+    return {
+        "orders_s": {kind: {"count": len(each), "total": sum(each), "median": statistics.median(each)} for kind, each in orders.items()},
+        "around_run_s_median": statistics.median(around) if around else None, "around_run_s_worst": max(around, default=None),
+        "own_s": own, "beyond_own_s": judge, "beyond_own_percent": 100 * judge / own if own else None,
+    }  # fmt: skip
 
 
 async def measure(config: BenchConfig, times: int) -> dict[str, object]:
@@ -28,7 +61,7 @@ async def measure(config: BenchConfig, times: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
         async with open_slot(bench_slot(config, Path(folder) / "slot")) as slot:
-            up = time.monotonic() - started
+            up, watched = time.monotonic() - started, Watched(slot)
             for number in range(times):
                 began = time.monotonic()
                 await slot.warm()
@@ -40,6 +73,7 @@ async def measure(config: BenchConfig, times: int) -> dict[str, object]:
                 print(f"{number + 1}/{times}: {verdict.verdict} {verdict.score_mfu} in {seconds[-1]:.1f} s; {verdict.message}", file=sys.stderr)
             exams = [spent / count for count, spent in slot.exam_seconds]
     runs = [r for v in verdicts for r in v.runs if r.scored]
+    steps = config.hparams.profile(config.profile_name).steps
     scores = [v.score_mfu for v in verdicts if v.score_mfu is not None]
     overhead = [100 * ((r.seconds + r.read_seconds + r.copy_seconds) / r.claimed_seconds - 1) for r in runs if r.claimed_seconds]
     return {
@@ -47,7 +81,9 @@ async def measure(config: BenchConfig, times: int) -> dict[str, object]:
         "slot_up_s": up, "warm_s": gaps, "order_to_verdict_s": seconds, "run_s_median": statistics.median(r.seconds for r in runs) if runs else None,
         "clock_overhead_percent_median": statistics.median(overhead) if overhead else None, "clock_overhead_percent_worst": max(overhead, default=None),
         "read_percent_median": statistics.median(100 * r.read_seconds / r.seconds for r in runs) if runs else None,
-        "exam_s": exams, "score_mfu": scores,
+        "read_ms_median": statistics.median(1e3 * r.read_seconds / steps for r in runs) if runs else None,
+        "excess_s_worst": max((r.excess_seconds for r in runs), default=None),
+        **judges_share(watched.seconds, verdicts), "exam_s": exams, "score_mfu": scores,
         "score_cv_percent": 100 * statistics.stdev(scores) / statistics.mean(scores) if len(scores) > 1 else None,
     }  # fmt: skip
 

@@ -35,6 +35,8 @@ SHARE_FLOORS = {"outliers": 1e-4, "silent": 1e-4, "unmoved": 1e-4}
 """Shares of coordinates: a handful of a hundred thousand is chance."""
 EXACT = ("optimizer_second_moment", "optimizer_weights", "total_tokens")
 """Statistics with a limit from arithmetic, not from populations: rounding explains ≤ 1 and nothing beyond; tokens are counted."""
+CLAIMS = ("final_loss", "final_logits")
+"""What the submission says of its result. No shortcut need stand clear for them to be judged: they are to be true, and prove no more."""
 EXACT_LIMITS = {"optimizer_second_moment": 1.0, "optimizer_weights": 1.0, "total_tokens": 0.0}
 
 
@@ -91,7 +93,9 @@ def _limit(name: str, step: int, honest: list[Result], shortcuts: list[Result], 
     worst = reach(name, step, honest)
     distances = (_distance(name, r.statistics[name][step]) for r in shortcuts)
     clear = [d for d in distances if math.isfinite(d) and d >= room * worst]
-    return math.sqrt(worst * min(clear)) if clear and math.isfinite(worst) else math.inf
+    if clear and math.isfinite(worst):
+        return math.sqrt(worst * min(clear))
+    return math.sqrt(ROOMS[-1]) * worst if name in CLAIMS else math.inf
 
 
 def reach(name: str, step: int, honest: Iterable[Result]) -> float:
