@@ -5,7 +5,8 @@ prints one JSON object: seconds from order to verdict, the referee's clock over 
 in), reads as a share of a run and in milliseconds, seconds per exam, the spread of the score, and where the referee's time
 went: `orders_s` by kind of order, `around_run_s` what a run takes beside its own time (restoring the weights, the first read,
 the result, the audit), `beyond_own_percent` all time of the judge's own on the device (exams, around runs, reads and copies in
-them, anchored steps, cleaning up) over all time of the submissions' own (their warm-ups and timed runs).
+them, anchored steps, cleaning up) over all time of the submissions' own (their warm-ups and timed runs), and the same for a
+queue of eight, which shares the exams that were prepared.
 """
 
 from __future__ import annotations
@@ -48,10 +49,13 @@ def judges_share(orders: dict[str, list[float]], verdicts: list[Verdict]) -> dic
     own = sum(r.seconds + r.excess_seconds for r in runs)
     around = [order - r.seconds - r.excess_seconds - r.read_seconds - r.copy_seconds for order, r in zip(orders.get("DoRun", []), runs, strict=True)]
     judge = sum(sum(orders.get(kind, [])) for kind in ("PrepareExams", "DoRun", "CompareAnchors", "Release")) - own
+    exams, count = sum(orders.get("PrepareExams", [])), len(verdicts)
+    eight = (exams + 8 * (judge - exams) / count) / (8 * own / count) if own else None
     return {
         "orders_s": {kind: {"count": len(each), "total": sum(each), "median": statistics.median(each)} for kind, each in orders.items()},
         "around_run_s_median": statistics.median(around) if around else None, "around_run_s_worst": max(around, default=None),
         "own_s": own, "beyond_own_s": judge, "beyond_own_percent": 100 * judge / own if own else None,
+        "beyond_own_percent_of_eight": 100 * eight if eight else None,
     }  # fmt: skip
 
 
@@ -64,7 +68,7 @@ async def measure(config: BenchConfig, times: int) -> dict[str, object]:
             up, watched = time.monotonic() - started, Watched(slot)
             for number in range(times):
                 began = time.monotonic()
-                await slot.warm()
+                await slot.warm(exams=number == 0)  # as the daemon, with the rest of the queue waiting
                 warmed = time.monotonic()
                 verdict = await slot.evaluate(Job(f"evaluation-{number}", source, commit_block=0, block=0, skip_rules=config.skip_rules))
                 seconds.append(time.monotonic() - warmed)

@@ -162,7 +162,7 @@ async def _next(ctx: Context, seat: Seat, judge: Judge) -> str:
     """Warm up, stand idle, take what the scheduler gives."""
     seat.state, seat.submission_id = SlotState.WARMING, None
     ctx.show(seat, device=judge.view().device, detail="preparing")
-    await judge.warm()
+    await judge.warm(exams=not await ctx.store.in_state(Status.QUEUED))
     ctx.problem(f"slot {seat.name}")
     seat.state = SlotState.IDLE
     ctx.show(seat, device=judge.view().device)

@@ -106,7 +106,7 @@ class FakeJudge:
     def view(self):
         return SlotView(name=self.name, device="fake device", state="idle")
 
-    async def warm(self):
+    async def warm(self, *, exams=True):
         await trio.sleep(0.1 * self.seconds)
         if self.broken:
             raise self.broken.pop(0)

@@ -134,12 +134,14 @@ class Slot:
         finally:
             self._card.close()
 
-    async def warm(self) -> None:
-        """While idle: unused exams in host memory, and a sandbox with torch imported and the model built. Idempotent."""
+    async def warm(self, *, exams: bool = True) -> None:
+        """While idle: unused exams in host memory, and a sandbox with torch imported and the model built. Idempotent. Without
+        `exams` where a submission waits already: it may be served exams that others had, and gets what it lacks by itself."""
         async with self._lock:
             self._say("warming", "preparing exams")
             await self._ready_referee()
-            await self._prepare("", NOBODY, self._profile.runs + 1)
+            if exams:
+                await self._prepare("", NOBODY, self._exams_for(self._profile.runs + 1))
             if self._contestant is None or not self._contestant.alive():
                 self._say("warming", "starting a sandbox")
                 await self._drop_contestant()
@@ -163,7 +165,7 @@ class Slot:
         await self._ready_referee()
         planned = self._profile.runs + 1 - len(job.finished_runs)
         job.on_progress("preparing exams")
-        await self._prepare(job.submission_id, job.commit_block, planned + (MOST_VOIDS if self._card.watched else 0))
+        await self._prepare(job.submission_id, job.commit_block, self._exams_for(planned))
         job.on_progress("starting the sandbox")
         if self._contestant is None or not self._contestant.alive():
             await self._drop_contestant()
@@ -257,6 +259,10 @@ class Slot:
         return Verdict(verdict=Outcome.ACCEPTED, message="accepted", score_mfu=score, **extra)
 
     # ---------------------------------------------------------------- parts
+
+    def _exams_for(self, runs: int) -> int:
+        """One for each run, and for each that may be void."""
+        return runs + (MOST_VOIDS if self._card.watched else 0)
 
     async def _prepare(self, submission_id: str, commit_block: int, wanted: int) -> None:
         ready = await self._ask(p.PrepareExams(submission_id=submission_id, commit_block=commit_block, wanted=wanted), p.ExamsReady, 120.0 * wanted)

@@ -302,7 +302,7 @@ STREAMS = submission(top="""
     """, step="""
     if state.copy is not None:
         with torch.cuda.stream(state.copy):
-            weights = batch.cpu().float().pin_memory()
+            weights = batch.cpu().float().pin_memory().to(device, non_blocking=True)
         weights.record_stream(torch.cuda.current_stream())
         torch.cuda.current_stream().wait_stream(state.copy)
     for group in optimizer.param_groups:

@@ -493,7 +493,8 @@ STEP: dict[str, str] = {
         if batch.device.type == "cpu" and torch.cuda.is_available():
             batch = batch.pin_memory().to(device, non_blocking=True)
         torch.cuda.current_stream().synchronize() if torch.cuda.is_available() else None
-        torch._foreach_zero_([p.grad for p in model.parameters() if p.grad is not None])
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        torch._foreach_zero_(grads) if grads else None
         """,
     "profiler": """
         with torch.profiler.record_function("forward"), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as prof:

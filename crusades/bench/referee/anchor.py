@@ -111,7 +111,8 @@ class Keeper:
         first, device = self._steps[0], self._reference.device
         either = (Anchor(self._reference, self._steps, kept) for kept in ({}, {first: self._buffer}))
         self.pause = PAUSE_ROOM * max(slowest(functools.partial(anchor.copy, first), device) for anchor in either)
-        self._rest = PAUSE_ROOM * slowest(functools.partial(self._host[0].copy_, self._buffer), device)
+        if not self._rest:  # measured once: it takes most of a second, and the host does not change
+            self._rest = PAUSE_ROOM * slowest(functools.partial(self._host[0].copy_, self._buffer), device)
 
     def begin(self, runs: int) -> None:
         """A contestant that is to make `runs` runs, a warm-up first: draw the secret choice."""

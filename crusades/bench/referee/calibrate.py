@@ -33,7 +33,6 @@ from crusades.bench.referee.verdict import PREFIX
 from crusades.errors import ConfigError
 from crusades.hparams import Profile
 
-
 WIDEST = 3
 """Honest variants on an exam that only tells how far apart exams are."""
 

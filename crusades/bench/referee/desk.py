@@ -46,6 +46,8 @@ class Desk:
     def __init__(self, wire: Wire, network: str) -> None:
         self._wire, self._network = wire, network
         self._session: Session | None = None
+        self._settled = False
+        """Whether the card is as a contestant is to find it: nothing was computed and nobody was connected since."""
         self._reference: Reference | None = None
 
     def handle(self, order: p.Order) -> p.Report:
@@ -131,6 +133,7 @@ class Desk:
         if self._session is not None and self._session.hostile:
             raise RefereeFault("an exam was ordered while a contestant exists")
         if self._pool.available(order.submission_id, order.commit_block) < order.wanted:
+            self._settled = False
             self._room.reclaim()
         done = self._pool.ensure(order.submission_id, order.commit_block, order.wanted)
         if done.prepared:
@@ -145,12 +148,14 @@ class Desk:
         self._room.settle()
         self._allowed_read = idle_read(self._reference, self._typical)
         self._keeper.settle()
+        self._settled = True
 
     # ---------------------------------------------------------------- a contestant
 
     def _connect(self, order: p.Connect) -> p.Connected:
         if self._session is not None or self._reference is None:
             raise RefereeFault("connect came out of turn")
+        self._settled = False
         channel = socket.socket(fileno=self._wire.receive_descriptor())
         contestant = Wire(channel, header_cap=p.CONTESTANT_HEADER_CAP, payload_cap=p.CONTESTANT_PAYLOAD_CAP)
         self._session = Session(contestant, self._reference, self._profile)
@@ -233,9 +238,10 @@ class Desk:
 
     def _release(self) -> p.Released:
         started = time.monotonic()
-        self._end_session()
-        if self._device == "cuda":
-            self._settle()
+        if self._session is not None or not self._settled:  # after anchors were compared there is nothing left to clean
+            self._end_session()
+            if self._device == "cuda":
+                self._settle()
         return p.Released(seconds=time.monotonic() - started)
 
     def _end_session(self) -> None:
