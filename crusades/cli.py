@@ -179,9 +179,8 @@ def calibrate(arguments: Arguments) -> int:
     """Measure the limits of the audit for a profile on this device, which is held meanwhile as a validator holds it."""
     from crusades.bench.card import Card
     from crusades.bench.local import parse_device
-    from crusades.bench.referee.calibrate import CalibrateConfig, write_limits
+    from crusades.bench.referee.calibrate import CalibrateConfig, rewrite
     from crusades.bench.referee.calibrate import calibrate as measure
-    from crusades.hparams import default_path
 
     hparams = read_hparams(arguments)
     profile, device = choose_profile(hparams, arguments.profile, arguments.device)
@@ -191,6 +190,9 @@ def calibrate(arguments: Arguments) -> int:
         raise UsageError(f"--honest {missing[0]}: there is no such file")
     config = CalibrateConfig(profile_name=profile, profile=hparams.profile(profile), device=kind, out=out, exams=arguments.exams, spread=arguments.spread, sizes=_sizes(arguments.sizes), each=arguments.each,
                              submissions=honest, seconds=arguments.seconds, on_progress=say)  # fmt: skip
+    if arguments.from_results:
+        rewrite(config)
+        return _calibrated(arguments, profile, out)
     card = Card(index if kind == "cuda" else None)
     card.open()  # before CUDA is asked: a card that is missing or taken gets a sentence
     os.environ |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": str(index) if kind == "cuda" else ""}
@@ -201,6 +203,13 @@ def calibrate(arguments: Arguments) -> int:
     if not complete:
         print(f"stopped after {arguments.seconds:.0f} s; the same command goes on from {out}")
         return 0
+    return _calibrated(arguments, profile, out)
+
+
+def _calibrated(arguments: Arguments, profile: str, out: Path) -> int:
+    from crusades.bench.referee.calibrate import write_limits
+    from crusades.hparams import default_path
+
     if arguments.write:
         target = Path(arguments.hparams) if arguments.hparams else default_path()
         write_limits(target, profile, out / "limits.json")

@@ -8,13 +8,14 @@ import pytest
 
 from crusades import hparams
 from crusades.bench.referee import limits as bounds
+from crusades.bench.referee.calibrate import read_results
 from crusades.bench.referee.limits import Result
 
 ROOT = Path(__file__).parent.parent
 
 
-def result(variant, population, value, *, work=0.05, name="gradient_error", exam=0):
-    statistics = {name: [value], "total_tokens": [0.0]}
+def result(variant, population, value, *, work=0.05, name="gradient_error", exam=0, values=None, more=None):
+    statistics = {name: values or [value], "total_tokens": [0.0], **(more or {})}
     return Result(variant=variant, population=population, dimension="tokens", work=work, choice="random", exam=exam, seconds=1.0, statistics=statistics)
 
 
@@ -52,8 +53,57 @@ def test_the_limits_that_ship_are_those_of_the_record(name):
     made = msgspec.json.decode((folder / "limits.json").read_bytes())["limits"]
     shipped = hparams.load(ROOT / "hparams.toml").profile(name).limits
     assert {key: list(limit) if isinstance(limit, tuple) else [limit] for key, limit in shipped.items()} == made
-    results = [msgspec.json.decode(line, type=Result) for line in (folder / "results.jsonl").read_bytes().splitlines()]
-    assert bounds.limits_of(results) == made
+    assert bounds.limits_of(read_results(folder / "results.jsonl")) == made
+
+
+def many(values, name="gradient_error", population="honest", step=0, steps=1):
+    """One result an exam, with these values of a statistic in one step."""
+    return [result(f"{population} {exam}", population, 0.0, name=name, exam=exam, values=[value if s == step else 0.0 for s in range(steps)]) for exam, value in enumerate(values)]
+
+
+def test_few_exams_tell_no_more_than_their_worst():
+    assert bounds.reach("gradient_error", 0, many([1e-3] * 6 + [2e-3])) == 2e-3
+
+
+def test_of_many_exams_twice_the_worst_is_to_be_expected():
+    assert bounds.reach("gradient_error", 0, many([1e-3 + 1e-6 * i for i in range(20)])) == pytest.approx(2 * 1.019e-3)
+
+
+def test_the_longer_the_tail_the_further_it_reaches():
+    longer, short = (bounds.reach("gradient_error", 0, many([1e-3] * 16 + [1e-3 * factor**i for i in range(5)])) for factor in (1.3, 1.1))
+    assert longer > 3 * short
+
+
+def test_a_tail_that_is_too_long_is_not_judged():
+    assert math.isinf(bounds.reach("gradient_error", 0, many([1e-3] * 16 + [1e-3 * 3**i for i in range(5)])))
+
+
+def test_one_late_step_at_its_own_weights_is_as_good_as_another():
+    honest = many([1e-3] * 8, "anchor_gradient_error", step=1, steps=3)
+    honest[3] = result("unlucky", "honest", 0.0, name="anchor_gradient_error", exam=3, values=[0.0, 1e-3, 5e-3])
+    assert bounds.reach("anchor_gradient_error", 1, honest) >= 2 * 5e-3
+
+
+@pytest.mark.parametrize(("error", "follows"), [(0.05, True), (0.2, False)])
+def test_late_steps_that_leave_the_reference_are_left_to_the_anchors(error, follows):
+    honest = [result("a", "honest", 0.0, values=[1e-3, error], more={"anchor_gradient_error": [0.0, 1e-3], "silent": [0.0, 1e-3]})]
+    assert math.isfinite(bounds.reach("silent", 1, honest)) == follows
+    assert math.isfinite(bounds.reach("silent", 0, honest))
+
+
+def test_without_anchors_late_steps_are_judged_all_the_same():
+    honest = [result("a", "honest", 0.0, values=[1e-3, 0.2])]
+    assert bounds.reach("gradient_error", 1, honest) == 0.2
+
+
+def test_no_exam_of_the_record_would_have_been_an_honest_miners_bad_luck():
+    """Each in turn is left out, limits are set without it, and its honest results are judged by them."""
+    results = read_results(ROOT / "docs" / "calibration" / "qwen2.5-3b" / "results.jsonl")
+    exams = {r.exam for r in results} - {0}  # shortcuts were measured on exam 0
+    assert len(exams) >= 20
+    for exam in exams:
+        limits = bounds.limits_of(r for r in results if r.exam != exam)
+        assert [(r.variant, r.exam) for r in results if r.exam == exam and bounds.caught_by(r, limits)] == []
 
 
 def test_what_rounding_cannot_explain_is_rejected():

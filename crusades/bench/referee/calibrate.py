@@ -18,14 +18,15 @@ from typing import Any
 import msgspec
 import torch
 
+from crusades.bench.inside.model import build
 from crusades.bench.referee import limits as bounds
 from crusades.bench.referee.calibration_report import report
 from crusades.bench.referee.data import open_corpus
 from crusades.bench.referee.exam import Exam, prepare_exam
 from crusades.bench.referee.lab import Lab, State, copies_for
-from crusades.bench.referee.layout import layer_of
+from crusades.bench.referee.layout import Layout, layer_of, layout_of
 from crusades.bench.referee.limits import Result
-from crusades.bench.referee.models import Reference, load_reference
+from crusades.bench.referee.models import Reference, load_reference, read_config
 from crusades.bench.referee.recipe import SIZES, Recipe, Variant
 from crusades.bench.referee.variants import everything
 from crusades.bench.referee.variants_attacks import set_sequence_length
@@ -72,7 +73,7 @@ def calibrate(config: CalibrateConfig) -> bool:
     started = time.monotonic()
     reference = load_reference(config.profile.model, config.device, config.cache_dir)
     corpus = open_corpus(config.profile.data, reference.vocabulary, config.cache_dir)
-    variants = population(config, reference, config.sizes)
+    variants = population(config, reference.layout, reference.config, config.sizes)
     copies = copies_for(reference, config.profile.steps) if config.profile.audit.anchored_runs else {}
     complete = True
     rounds = [(compiled, number) for compiled in (False, True) for number in range(config.exams + config.spread)]
@@ -99,20 +100,38 @@ def calibrate(config: CalibrateConfig) -> bool:
                 file.write(msgspec.json.encode(result) + b"\n")
             config.on_progress(f"  {variant.population:8s} {variant.name}: {result.error or f'{result.seconds:.2f} s'}")
     if any(r.population == "honest" and not r.error for r in done):
-        write_report(config, done, population(config, reference, SIZES))
+        write_report(config, done, population(config, reference.layout, reference.config, SIZES), header_of(config))
     return complete
+
+
+def rewrite(config: CalibrateConfig) -> None:
+    """Limits and report from the results that are there, by today's rules. Measures nothing: any machine can do it.
+
+    Raises ConfigError when there are none, or they are of another workload than the profile's.
+    """
+    log = config.out / "results.jsonl"
+    header = read_header(log)
+    done = open_results(log, header_of(config) | {place: header.get(place) for place in PLACE}) if header else []
+    if not any(r.population == "honest" and not r.error for r in done):
+        raise ConfigError(f"{log} has no results to take limits from: run the same command without --from-results")
+    wanted: list[Variant] = []
+    if config.profile.model.config:  # else the architecture lies with the weights, which are not at hand
+        architecture = read_config(config.profile.model.config)
+        model = build(architecture, str(architecture["model_type"]), config.profile.model.dtype, config.profile.model.attention)
+        wanted = population(config, layout_of(model, getattr(torch, config.profile.model.dtype)), architecture, SIZES)
+    write_report(config, done, wanted, header)
 
 
 def _late(config: CalibrateConfig, started: float) -> bool:
     return bool(config.seconds) and time.monotonic() - started > config.seconds
 
 
-def population(config: CalibrateConfig, reference: Reference, sizes: tuple[float, ...]) -> list[Variant]:
+def population(config: CalibrateConfig, layout: Layout, architecture: dict[str, Any], sizes: tuple[float, ...]) -> list[Variant]:
     """Every variant of this profile, the graded ones in `sizes`."""
-    profile, layers = config.profile, reference.layers
+    profile, layers = config.profile, int(architecture.get("num_hidden_layers") or architecture.get("n_layer") or 0)
     set_sequence_length(profile.sequence_length - 1)
-    heads = int(reference.config.get("num_attention_heads") or 0)
-    matrices = sum(len(s.shape) == 2 and 0 <= layer_of(s.name, layers) < layers for s in reference.layout.specs)
+    heads = int(architecture.get("num_attention_heads") or 0)
+    matrices = sum(len(s.shape) == 2 and 0 <= layer_of(s.name, layers) < layers for s in layout.specs)
     variants = everything(profile.steps, layers, profile.batch_size, cuda=config.device == "cuda", low_precision=profile.model.dtype == "bfloat16",
                           heads=heads, matrices=matrices, sizes=sizes)  # fmt: skip
     return variants + [Variant(f"submission {path.name}", "honest", Recipe(submission=str(path))) for path in config.submissions]
@@ -153,11 +172,13 @@ def _shared_start(reference: Reference, config: CalibrateConfig, exam: Exam, ini
 
 WORKLOAD = ("model", "data", "audit", "batch_size", "sequence_length", "steps", "learning_rate", "beta1", "beta2", "epsilon", "weight_decay")
 """The settings of a profile that move a statistic."""
+PLACE = ("device", "torch")
+"""What of a header says where results were measured."""
 
 
 def header_of(config: CalibrateConfig) -> dict[str, Any]:
     """What all results of one folder have in common: "model.dtype", "steps" and so on → value as JSON has it."""
-    header: dict[str, Any] = {"device": device_name(config.device), "anchored": bool(config.profile.audit.anchored_runs)}
+    header: dict[str, Any] = {"device": device_name(config.device), "torch": str(torch.__version__), "anchored": bool(config.profile.audit.anchored_runs)}
     for name in WORKLOAD:
         value = msgspec.json.decode(msgspec.json.encode(getattr(config.profile, name)))
         header |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
@@ -233,10 +254,10 @@ def _measure(lab: Lab, variant: Variant, number: int) -> Result:
     return Result(**common, seconds=seconds, statistics=statistics)
 
 
-def write_report(config: CalibrateConfig, results: list[Result], wanted: list[Variant]) -> None:
+def write_report(config: CalibrateConfig, results: list[Result], wanted: list[Variant], header: dict[str, Any]) -> None:
     """limits.json (`write_limits` takes it into hparams.toml), and report.md."""
     limits = bounds.limits_of(results)
-    origin = f"crusades calibrate --profile {config.profile_name}, {device_name(config.device)}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}, {len(results)} results"
+    origin = f"crusades calibrate --profile {config.profile_name}, {', torch '.join(str(header[place]) for place in PLACE if header.get(place))}, {time.strftime('%Y-%m-%d')}, {len(results)} results"
     (config.out / "limits.json").write_bytes(msgspec.json.format(msgspec.json.encode({"origin": origin, "limits": limits}), indent=1))
     (config.out / "report.md").write_text(report(origin, results, limits, [v.name for v in wanted]))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from crusades.bench.referee import limits as bounds
 from crusades.bench.referee.limits import Result
 
@@ -50,12 +52,12 @@ def _caught(usable: list[Result], limits: dict[str, list[float]]) -> list[str]:
 
 
 def _limits(honest: list[Result], limits: dict[str, list[float]]) -> list[str]:
-    lines = ["\n## Limits\n", f"By step; – where honest work and shortcuts overlap and the step is not judged. Expected: what the unluckiest of ten thousand exams would bring (the worst measured, of fewer than {bounds.EXAMS_FOR_A_TAIL} exams).\n", "| statistic | worst honest | expected | limits |", "|---|---|---|---|"]
+    lines = ["\n## Limits\n", f"By step; – where honest work and shortcuts overlap and the step is not judged. Expected: how far out honest work may stand, of {bounds.EXAMS_FOR_A_TAIL} exams or more by the tail of their values (– is unknown, and not judged), of fewer the worst measured.\n", "| statistic | worst honest | expected | limits |", "|---|---|---|---|"]
     for name, values in limits.items():
         worst = [max(_size(r.statistics[name][s]) for r in honest) for s in range(len(honest[0].statistics[name]))]
         told = " ".join("–" if v >= bounds.UNJUDGED else f"{v:.3g}" for v in values)
         expected = [bounds.reach(name, s, honest) for s in range(len(worst))]
-        lines.append(f"| {name} | {' '.join(f'{w:.3g}' for w in worst)} | {' '.join(f'{e:.3g}' for e in expected)} | {told} |")
+        lines.append(f"| {name} | {' '.join(f'{w:.3g}' for w in worst)} | {' '.join('–' if e == math.inf else f'{e:.3g}' for e in expected)} | {told} |")
     return lines
 
 

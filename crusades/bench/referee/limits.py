@@ -1,11 +1,10 @@
 """From the two populations to limits, and from limits to what they catch. Pure (design.md §2.1).
 
-For each statistic and step, with h the worst honest distance (or, where enough exams were measured, what the unluckiest of ten
-thousand would bring, if that is more: `reach`): a shortcut counts for that statistic where it stands at
-least `room` times as far out as any honest variant. The limit is the geometric mean of h and the mildest of those
-distances, so that both sides keep a factor of at least √room. The room is the largest of `ROOMS` with which no shortcut
-is missed that the smallest room would catch: honest work that nobody has thought of gets all the space there is. A
-statistic that no shortcut stands clear in is reported, not judged.
+For each statistic and step, with h how far out honest work may stand (`reach`: the worst that was measured and, where enough
+exams were, more by the weight of the tail): a shortcut counts for that statistic where it stands at least `room` times as far
+out. The limit is the geometric mean of h and the mildest of those distances, so that both sides keep a factor of at least
+√room. The room is the largest of `ROOMS` with which no shortcut is missed that the smallest room would catch: honest work that
+nobody has thought of gets all the space there is. A statistic that no shortcut stands clear in is reported, not judged.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from crusades.bench.referee.verdict import ALWAYS, plain_name
+from crusades.bench.referee.verdict import ALWAYS, PREFIX, plain_name
 
 ROOMS = (4096.0, 1024.0, 256.0, 64.0, 16.0, 8.0, 4.0)
 """Tried from the first on; a limit lies at least √4 = 2 times above the worst honest distance."""
@@ -26,17 +25,23 @@ WORTH = 0.01
 UNJUDGED = 1e9
 """The limit of a step that a statistic cannot judge: JSON has no word for infinity."""
 EXAMS_FOR_A_TAIL = 8
-"""With results of so many exams it is known how the worst honest distance varies between them."""
-TAIL = 3.72
-"""Standard deviations of its logarithm: a normal variable is beyond once in ten thousand times."""
+"""With results of so many exams it is known how honest distances spread beyond the common ones."""
+TAIL_SHARE, HEAVIEST = 1 / 6, 0.4
+"""The tail's index is estimated (Hill 1975) from this share of the values; where it is larger than `HEAVIEST`, no number of
+exams that anybody would measure makes a limit safe."""
+UNLUCKY = 1e-5
+"""How often honest work may come as far out as half the limit, by that tail: once in so many runs."""
+FOLLOWS = 0.1
+"""While the worst honest gradient error of a step is below this, honest trajectories are the reference's. Beyond, and where
+anchored steps make it needless, late steps are not judged along them: what bf16 makes of them belongs to the exam."""
 FLOOR = 1e-7
 """Distances below one float32 rounding count as one, so that ratios exist."""
 SHARE_FLOORS = {"outliers": 1e-4, "silent": 1e-4, "unmoved": 1e-4}
 """Shares of coordinates: a handful of a hundred thousand is chance."""
+FINER = 0.1
+"""Of those floors, for the shape of the tail, which they would hide."""
 EXACT = ("optimizer_second_moment", "optimizer_weights", "total_tokens")
 """Statistics with a limit from arithmetic, not from populations: rounding explains ≤ 1 and nothing beyond; tokens are counted."""
-CLAIMS = ("final_loss", "final_logits")
-"""What the submission says of its result. No shortcut need stand clear for them to be judged: they are to be true, and prove no more."""
 EXACT_LIMITS = {"optimizer_second_moment": 1.0, "optimizer_weights": 1.0, "total_tokens": 0.0}
 
 
@@ -54,8 +59,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     error: str = ""
 
 
-def _distance(name: str, value: float | None) -> float:
-    return math.inf if value is None else max(abs(value), SHARE_FLOORS.get(plain_name(name), FLOOR))
+def _distance(name: str, value: float | None, finer: float = 1.0) -> float:
+    return math.inf if value is None else max(abs(value), finer * SHARE_FLOORS[plain_name(name)] if plain_name(name) in SHARE_FLOORS else FLOOR)
 
 
 def limits_of(results: Iterable[Result]) -> dict[str, list[float]]:
@@ -93,25 +98,44 @@ def _limit(name: str, step: int, honest: list[Result], shortcuts: list[Result], 
     worst = reach(name, step, honest)
     distances = (_distance(name, r.statistics[name][step]) for r in shortcuts)
     clear = [d for d in distances if math.isfinite(d) and d >= room * worst]
-    if clear and math.isfinite(worst):
-        return math.sqrt(worst * min(clear))
-    return math.sqrt(ROOMS[-1]) * worst if name in CLAIMS else math.inf
+    return math.sqrt(worst * min(clear)) if clear and math.isfinite(worst) else math.inf
 
 
-def reach(name: str, step: int, honest: Iterable[Result]) -> float:
-    """How far out honest work may stand: the worst that was measured or, of many exams, what their spread leads to expect.
+def reach(name: str, step: int, honest: list[Result]) -> float:
+    """How far out honest work may stand in a step; infinite where that is unknown.
 
-    Late steps of a bf16 model are chaotic, and how much so belongs to the exam: the worst of the few that were measured is
-    met again soon. The worst distance of an exam is taken as log-normal.
+    Of a few exams it is the worst that was measured. Of many it is more, as the tail of their values says: some exams are
+    ill-conditioned, and the worst of those that were measured is met again soon. At its own weights one late step is as good
+    as another (`anchor.py`), so that anchored statistics have the values of all of them.
     """
-    by_exam: dict[int, float] = {}
+    anchored = name.startswith(PREFIX)
+    if not anchored and step and _drifts(step, honest):
+        return math.inf
+    steps = range(1, len(honest[0].statistics[name])) if anchored and step else range(step, step + 1)
+    by_place: dict[tuple[int, int], float] = {}
     for r in honest:
-        by_exam[r.exam] = max(by_exam.get(r.exam, 0.0), _distance(name, r.statistics[name][step]))
-    worst = max(by_exam.values())
-    if len(by_exam) < EXAMS_FOR_A_TAIL or not math.isfinite(worst):
+        for s in steps:
+            by_place[r.exam, s] = max(by_place.get((r.exam, s), 0.0), _distance(name, r.statistics[name][s], FINER))
+    worst = max(_distance(name, r.statistics[name][step]) for r in honest)
+    if len({exam for exam, _ in by_place}) < EXAMS_FOR_A_TAIL or not math.isfinite(worst):
         return worst
-    logarithms = [math.log(distance) for distance in by_exam.values()]
-    return max(worst, math.exp(statistics.mean(logarithms) + TAIL * statistics.stdev(logarithms)))
+    return max(worst, _beyond(sorted(by_place.values(), reverse=True)))
+
+
+def _beyond(values: list[float]) -> float:
+    """What `UNLUCKY` leads to expect of values that were seen, largest first: never less than twice the largest, so that the limit
+    is four times as far out or more."""
+    count = max(3, round(len(values) * TAIL_SHARE))
+    index = statistics.mean(math.log(value / values[count]) for value in values[:count])
+    if index > HEAVIEST:
+        return math.inf
+    return float(values[0] * max(2.0, (len(values) * UNLUCKY) ** -index / 2))
+
+
+def _drifts(step: int, honest: list[Result]) -> bool:
+    """Whether a late step is better left to the anchors."""
+    errors = [r.statistics["gradient_error"] for r in honest if PREFIX + "gradient_error" in r.statistics]
+    return any(_distance("gradient_error", error[min(step, len(error) - 1)]) > FOLLOWS for error in errors)
 
 
 def _fill(steps: list[float]) -> list[float]:
