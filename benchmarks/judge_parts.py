@@ -1,0 +1,77 @@
+"""Where the judge's own time on a card goes: `python benchmarks/judge_parts.py [--profile P] [--device cuda] [--kernels N]`.
+
+No sandbox and no submission: loads the profile's model as the referee does and times each part of its work, one line each, the
+first time and warm; then, with `--kernels`, what one reference step spends its time on, by torch's profiler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import torch
+
+from crusades import hparams
+from crusades.bench.referee import audit as audits
+from crusades.bench.referee.anchor import Keeper, Kept, compare
+from crusades.bench.referee.columns import ColumnTaps
+from crusades.bench.referee.data import open_corpus
+from crusades.bench.referee.desk import expected_of
+from crusades.bench.referee.exam import ReferencePass, optimizer_settings, prepare_exam
+from crusades.bench.referee.models import load_reference
+from crusades.bench.referee.reads import Reader, idle_read
+from crusades.bench.referee.room import Room
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--profile", default="qwen2.5-3b")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--kernels", type=int, default=0)
+    given = parser.parse_args()
+    profile = hparams.load().profile(given.profile)
+    synchronize = torch.cuda.synchronize if given.device == "cuda" else (lambda: None)
+
+    def timed(name, work, *arguments, repeat=1):
+        for _ in range(repeat):
+            synchronize()
+            started = time.perf_counter()
+            result = work(*arguments)
+            synchronize()
+            print(f"{time.perf_counter() - started:8.4f} s  {name}", flush=True)
+        return result
+
+    reference = timed("load the model", load_reference, profile.model, given.device, None)
+    corpus = timed("open the corpus", open_corpus, profile.data, reference.vocabulary, None)
+    initial = timed("draw new weights", reference.redraw, 1, repeat=2)
+    exam = timed("exam", prepare_exam, reference, corpus, profile, initial, repeat=3)
+    timed("restore weights and moments", reference.restore, initial, repeat=2)
+    pass_ = ReferencePass(reference, profile, exam.sample, exam.plan, exam.logit_rows, exam.logit_columns)
+    timed("one reference step's gradient", pass_.gradient, exam.batches[0], exam.parts[0], repeat=3)
+    accumulate, ColumnTaps._accumulate = ColumnTaps._accumulate, lambda *_: None
+    timed("the same without columns", pass_.gradient, exam.batches[0], exam.parts[0], repeat=2)
+    ColumnTaps._accumulate = accumulate
+    reference.model.zero_grad(set_to_none=True)
+    reader, adam = Reader(reference, exam.sample, profile.steps), audits.Adam(**optimizer_settings(profile))
+    for row in range(profile.steps + 1):
+        reader.read(row)
+    print(f"{sorted(reader.read_seconds)[len(reader.read_seconds) // 2]:8.4f} s  a read", flush=True)
+    expected = timed("what is expected, to the device", expected_of, exam, given.device)
+    timed("audit", audits.audit, reader.result(), expected, adam, profile.audit.group_min, repeat=2)
+    keeper = timed("buffers of anchors", Keeper, reference, profile)
+    timed("measure the pauses", keeper.settle, repeat=2)
+    timed("clean the card", Room(given.device, profile.guaranteed_bytes).settle, repeat=2)
+    timed("measure a read", idle_read, reference, exam.sample)
+    none = torch.zeros(len(exam.sample), dtype=reference.layout.dtype)
+    kept = Kept(1, profile.steps - 1, exam, initial, none, torch.stack([none, none]), ())
+    torch.cuda.empty_cache() if given.device == "cuda" else None
+    timed("one anchored step", compare, kept, reference, profile, expected, adam, repeat=3)
+    if given.kernels:
+        kinds = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if given.device == "cuda" else [])]
+        with torch.profiler.profile(activities=kinds) as trace:
+            pass_.gradient(exam.batches[0], exam.parts[0])
+        print(trace.key_averages().table(sort_by=f"self_{given.device}_time_total", row_limit=given.kernels, max_name_column_width=70))
+
+
+if __name__ == "__main__":
+    main()
