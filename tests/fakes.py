@@ -89,6 +89,8 @@ class FakeJudge:
     control_passes: bool = True
     evaluated: list = field(default_factory=list)
     """(submission id, runs handed in) of every evaluation begun."""
+    warmed: list = field(default_factory=list)
+    """For every warming up, whether exams were to be prepared."""
     opened: int = 0
     running: int = 0
 
@@ -107,6 +109,7 @@ class FakeJudge:
         return SlotView(name=self.name, device="fake device", state="idle")
 
     async def warm(self, *, exams=True):
+        self.warmed.append(exams)
         await trio.sleep(0.1 * self.seconds)
         if self.broken:
             raise self.broken.pop(0)

@@ -92,6 +92,32 @@ def test_a_second_exam_measures_honest_work_alone(calibrate):
     assert calibrate(exams=2) == (True, ["eager", "micro-batch 2"])
 
 
+def test_exams_of_the_spread_measure_the_widest_honest_variants_and_only_once(calibrate, monkeypatch):
+    monkeypatch.setattr(cal, "WIDEST", 1)
+    calibrate()
+    complete, measured = calibrate(spread=2)
+    assert complete
+    assert len(measured) == 2
+    assert set(measured) <= {"eager", "micro-batch 2"}
+    assert calibrate(spread=2) == (True, [])
+
+
+def test_limits_and_report_are_made_anew_from_results_alone(calibrate, profile, tmp_path, monkeypatch):
+    calibrate()
+    out = tmp_path / "out"
+    made = {name: (out / name).read_bytes() for name in ("limits.json", "report.md")}
+    for name in made:
+        (out / name).unlink()
+    monkeypatch.setattr(cal, "load_reference", None)
+    cal.rewrite(cal.CalibrateConfig(profile_name="tiny", profile=profile, device="cpu", out=out))
+    assert {name: (out / name).read_bytes() for name in made} == made
+
+
+def test_without_results_there_is_nothing_to_make_limits_of(profile, tmp_path):
+    with pytest.raises(ConfigError, match="no results.*without --from-results"):
+        cal.rewrite(cal.CalibrateConfig(profile_name="tiny", profile=profile, device="cpu", out=tmp_path))
+
+
 # ---------------------------------------------------------------------------------------------------- mixing
 
 

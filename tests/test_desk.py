@@ -27,3 +27,16 @@ def test_a_harness_that_ends_before_any_submission_is_the_sandboxs_failure():
     with pytest.raises(SandboxFault, match="harness failed"):
         session.build({}, 5.0)
     session.close()
+
+
+@pytest.mark.parametrize(("settled", "connected", "cleaned"), [(True, False, 0), (False, False, 1), (False, True, 1)])
+def test_a_card_is_cleaned_after_a_contestant_and_not_twice(monkeypatch, settled, connected, cleaned):
+    """Comparing anchors cleans it already; a contestant that was connected since, or a computation that failed, has not."""
+    desk, done = Desk(None, ""), []
+    desk._device, desk._settled = "cuda", settled
+    desk._room = type("Room", (), {"wait": lambda self: done.append("waited")})()
+    desk._session = type("Session", (), {"close": lambda self: done.append("closed")})() if connected else None
+    monkeypatch.setattr(desk, "_settle", lambda: done.append("cleaned"))
+    desk.handle(p.Release())
+    assert done.count("cleaned") == cleaned == done.count("waited")
+    assert desk._session is None

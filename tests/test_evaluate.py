@@ -101,6 +101,23 @@ async def test_seeds_of_retired_exams_are_published(tmp_path):
     assert published == ["aa", "bb"]
 
 
+@pytest.mark.parametrize("watched", [True, False])
+async def test_an_idle_slot_prepares_all_exams_that_an_evaluation_may_need(tmp_path, watched):
+    """Else the evaluation would draw a second set of weights for the few that are missing."""
+    referee = FakeReferee()
+    slot = make_slot(tmp_path, referee, card=FakeCard(watched=watched))
+    await slot.warm()
+    await slot.evaluate(make_job())
+    first, second = (order.wanted for order in referee.orders if isinstance(order, p.PrepareExams))
+    assert first == second
+
+
+async def test_a_slot_that_warms_up_for_a_waiting_submission_prepares_none_for_later_ones(tmp_path):
+    referee = FakeReferee()
+    await make_slot(tmp_path, referee).warm(exams=False)
+    assert not any(isinstance(order, p.PrepareExams) for order in referee.orders)
+
+
 # ------------------------------------------------------------------------------------------------ an attempt that goes on
 
 

@@ -43,6 +43,19 @@ async def test_finished_runs_go_on_unless_the_profile_anchors_steps(house, autoj
     assert [runs for _, runs in house.judge.evaluated] == handed_in
 
 
+async def test_while_submissions_wait_no_exams_are_prepared_for_later_ones(house, autojump_clock):
+    sources = [make_source(f"# mfu {40 + uid}") for uid in (2, 3)]
+    for uid, source in enumerate(sources, 2):
+        house.serve_file(source)
+        house.chain.rows.append(make_commitment(f"5Miner{uid}", 10, source, uid=uid))
+    house.judge.seconds = 5.0
+    async with house.running():
+        for row in house.chain.rows[-2:]:
+            await house.until(row.submission_id)
+        await trio.sleep(1.0)
+    assert house.judge.warmed == [True, False, True]
+
+
 async def test_a_device_lost_between_verdict_and_writing_costs_the_submission_nothing(house, autojump_clock):
     change_tiny(house, device="cuda")
     cards = [CARD]
