@@ -114,7 +114,7 @@ def test_limits_and_report_are_made_anew_from_results_alone(calibrate, profile, 
 
 
 def test_without_results_there_is_nothing_to_make_limits_of(profile, tmp_path):
-    with pytest.raises(ConfigError, match="no results.*without --from-results"):
+    with pytest.raises(ConfigError, match=r"no results.*without --from-results"):
         cal.rewrite(cal.CalibrateConfig(profile_name="tiny", profile=profile, device="cpu", out=tmp_path))
 
 
