@@ -13,8 +13,7 @@ import time
 from pathlib import Path
 
 import trio
-
-from crusades.bench.evaluate import Slot
+from evaluations import watch_orders
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,18 +23,7 @@ def main() -> None:
     sys.path[:0] = [str(ROOT / "tests" / "adversarial"), str(ROOT / "tests")]
     import test_judge as corpus
 
-    orders: dict[str, list[float]] = {}
-    real = Slot._ask
-
-    async def ask(slot, order, kind, deadline, *, fd=None):
-        began = time.monotonic()
-        try:
-            return await real(slot, order, kind, deadline, fd=fd)
-        finally:
-            orders.setdefault(type(order).__name__, []).append(time.monotonic() - began)
-
-    Slot._ask = ask
-    began = time.monotonic()
+    orders, began = watch_orders(), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         trio.run(corpus.judge_all, Path(folder), set(corpus.PROGRAMS))
     told = {name: {"count": len(each), "seconds": round(sum(each), 1)} for name, each in orders.items()}

@@ -27,20 +27,20 @@ from crusades.bench.local import BenchConfig, bench_slot, read_submission
 from crusades.records import Verdict
 
 
-class Watched:
-    """Seconds of every order to the referee, by its kind."""
+def watch_orders() -> dict[str, list[float]]:
+    """Kind of order → seconds of each that any slot gives to its referee from now on."""
+    seconds: dict[str, list[float]] = {}
+    real = Slot._ask
 
-    def __init__(self, slot: Slot) -> None:
-        self.seconds: dict[str, list[float]] = {}
-        self._real = slot._ask
-        slot._ask = self._ask
-
-    async def _ask(self, order, kind, deadline, **more):
+    async def ask(slot, order, *arguments, **more):
         began = time.monotonic()
         try:
-            return await self._real(order, kind, deadline, **more)
+            return await real(slot, order, *arguments, **more)
         finally:
-            self.seconds.setdefault(type(order).__name__, []).append(time.monotonic() - began)
+            seconds.setdefault(type(order).__name__, []).append(time.monotonic() - began)
+
+    Slot._ask = ask
+    return seconds
 
 
 def judges_share(orders: dict[str, list[float]], verdicts: list[Verdict]) -> dict[str, object]:
@@ -65,7 +65,7 @@ async def measure(config: BenchConfig, times: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
         async with open_slot(bench_slot(config, Path(folder) / "slot")) as slot:
-            up, watched = time.monotonic() - started, Watched(slot)
+            up, orders = time.monotonic() - started, watch_orders()
             for number in range(times):
                 began = time.monotonic()
                 await slot.warm(exams=number == 0)  # as the daemon, with the rest of the queue waiting
@@ -87,7 +87,7 @@ async def measure(config: BenchConfig, times: int) -> dict[str, object]:
         "read_percent_median": statistics.median(100 * r.read_seconds / r.seconds for r in runs) if runs else None,
         "read_ms_median": statistics.median(1e3 * r.read_seconds / steps for r in runs) if runs else None,
         "excess_s_worst": max((r.excess_seconds for r in runs), default=None),
-        **judges_share(watched.seconds, verdicts), "exam_s": exams, "score_mfu": scores,
+        **judges_share(orders, verdicts), "exam_s": exams, "score_mfu": scores,
         "score_cv_percent": 100 * statistics.stdev(scores) / statistics.mean(scores) if len(scores) > 1 else None,
     }  # fmt: skip
 

@@ -158,6 +158,16 @@ def test_tools_bring_the_links_that_lead_to_them():
         assert steps < 8
 
 
+def test_a_script_around_a_program_is_left_out_of_its_way(tmp_path):
+    """There is no shell inside, and on Ubuntu /sbin/ldconfig is a script that runs ldconfig.real."""
+    for name, content in (("wrapped", b"#!/bin/sh\n"), ("wrapped.real", b"\x7fELF"), ("script", b"#!/bin/sh\n"), ("program", b"\x7fELF"), ("program.real", b"\x7fELF")):
+        (tmp_path / name).write_bytes(content)
+        (tmp_path / name).chmod(0o755)
+    taken = {name: host._chain(str(tmp_path / name), "why")[-1] for name in ("wrapped", "script", "program")}
+    assert {name: (Path(mount.inside).name, Path(mount.host).name) for name, mount in taken.items()} == {
+        "wrapped": ("wrapped", "wrapped.real"), "script": ("script", "script"), "program": ("program", "program")}  # fmt: skip
+
+
 def test_a_filter_per_policy_is_compiled_once():
     lean = Policy(mounts=(), environment={})
     first, second = seccomp.compile_filter(lean), seccomp.compile_filter(replace(lean, gpu=True))
