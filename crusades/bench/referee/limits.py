@@ -30,7 +30,7 @@ TAIL_SHARE, HEAVIEST = 1 / 6, 0.4
 """The tail's index is estimated (Hill 1975) from this share of the values; where it is larger than `HEAVIEST`, no number of
 exams that anybody would measure makes a limit safe."""
 UNLUCKY = 1e-5
-"""How often honest work may come as far out as half the limit, by that tail: once in so many runs."""
+"""The share of honest values that may come as far out as the closest limit, by that tail."""
 FOLLOWS = 0.1
 """While the worst honest gradient error of a step is below this, honest trajectories are the reference's. Beyond, and where
 anchored steps make it needless, late steps are not judged along them: what bf16 makes of them belongs to the exam."""
@@ -123,8 +123,8 @@ def reach(name: str, step: int, honest: list[Result]) -> float:
 
 
 def _beyond(values: list[float]) -> float:
-    """What `UNLUCKY` leads to expect of values that were seen, largest first: never less than twice the largest, so that the limit
-    is four times as far out or more."""
+    """Half of what a share of `UNLUCKY` comes to, by the values that were seen, largest first, and never less than twice the
+    largest: the closest limit is twice as far out."""
     count = max(3, round(len(values) * TAIL_SHARE))
     index = statistics.mean(math.log(value / values[count]) for value in values[:count])
     if index > HEAVIEST:
