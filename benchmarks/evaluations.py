@@ -1,4 +1,4 @@
-"""One figure per line of the judge's budget: `python benchmarks/evaluations.py [FILE] [--profile P] [--device D] [--times N] [--unsafe-no-sandbox]`.
+"""One figure per line of the judge's budget: `python benchmarks/evaluations.py [FILE] [--profile P] [--device D] [--times N] [--record FILE] [--unsafe-no-sandbox]`.
 
 Evaluates the same file N times on one slot, pre-warmed as the validator does, as N submissions that wait in one queue, and
 prints one JSON object: seconds from order to verdict, the referee's clock over the contestant's own (its reads counted back
@@ -59,7 +59,33 @@ def judges_share(orders: dict[str, list[float]], verdicts: list[Verdict]) -> dic
     }  # fmt: skip
 
 
-async def measure(config: BenchConfig, times: int) -> dict[str, object]:
+def summary(config: BenchConfig, orders: dict[str, list[float]], verdicts: list[Verdict], measured: dict[str, object]) -> dict[str, object]:
+    """Everything that can be said of the evaluations so far."""
+    runs = [r for v in verdicts for r in v.runs if r.scored]
+    steps = config.hparams.profile(config.profile_name).steps
+    scores = [v.score_mfu for v in verdicts if v.score_mfu is not None]
+    overhead = [100 * ((r.seconds + r.read_seconds + r.copy_seconds) / r.claimed_seconds - 1) for r in runs if r.claimed_seconds]
+    return {
+        "file": config.path.name, "profile": config.profile_name, "device": verdicts[0].device, "evaluations": len(verdicts), "accepted": len(scores), **measured,
+        "run_s_median": statistics.median(r.seconds for r in runs) if runs else None,
+        "clock_overhead_percent_median": statistics.median(overhead) if overhead else None, "clock_overhead_percent_worst": max(overhead, default=None),
+        "read_percent_median": statistics.median(100 * r.read_seconds / r.seconds for r in runs) if runs else None,
+        "read_ms_median": statistics.median(1e3 * r.read_seconds / steps for r in runs) if runs else None,
+        "excess_s_worst": max((r.excess_seconds for r in runs), default=None),
+        **judges_share(orders, verdicts), "score_mfu": scores,
+        "score_cv_percent": 100 * statistics.stdev(scores) / statistics.mean(scores) if len(scores) > 1 else None,
+        "nearest_limit": [nearest_limit(v) for v in verdicts],
+    }  # fmt: skip
+
+
+def nearest_limit(verdict: Verdict) -> str:
+    """The statistic of all runs that came nearest to its limit, the arithmetic ones aside, and how near."""
+    judged = [s for r in verdict.runs for s in r.audit.statistics if s.limit and s.value is not None and not s.name.startswith("optimizer_")]
+    near = max(judged, key=lambda s: (s.value or 0) / (s.limit or 1), default=None)
+    return "" if near is None else f"{near.name} {near.where}: {100 * (near.value or 0) / (near.limit or 1):.0f} %"
+
+
+async def measure(config: BenchConfig, times: int, record: Path | None) -> dict[str, object]:
     source = read_submission(config.path, config.hparams.fetch.max_bytes)
     verdicts, seconds, gaps = [], [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -75,21 +101,11 @@ async def measure(config: BenchConfig, times: int) -> dict[str, object]:
                 gaps.append(warmed - began)
                 verdicts.append(verdict)
                 print(f"{number + 1}/{times}: {verdict.verdict} {verdict.score_mfu} in {seconds[-1]:.1f} s; {verdict.message}", file=sys.stderr)
-            exams = [spent / count for count, spent in slot.exam_seconds]
-    runs = [r for v in verdicts for r in v.runs if r.scored]
-    steps = config.hparams.profile(config.profile_name).steps
-    scores = [v.score_mfu for v in verdicts if v.score_mfu is not None]
-    overhead = [100 * ((r.seconds + r.read_seconds + r.copy_seconds) / r.claimed_seconds - 1) for r in runs if r.claimed_seconds]
-    return {
-        "file": config.path.name, "profile": config.profile_name, "device": verdicts[0].device, "evaluations": times, "accepted": len(scores),
-        "slot_up_s": up, "warm_s": gaps, "order_to_verdict_s": seconds, "run_s_median": statistics.median(r.seconds for r in runs) if runs else None,
-        "clock_overhead_percent_median": statistics.median(overhead) if overhead else None, "clock_overhead_percent_worst": max(overhead, default=None),
-        "read_percent_median": statistics.median(100 * r.read_seconds / r.seconds for r in runs) if runs else None,
-        "read_ms_median": statistics.median(1e3 * r.read_seconds / steps for r in runs) if runs else None,
-        "excess_s_worst": max((r.excess_seconds for r in runs), default=None),
-        **judges_share(orders, verdicts), "exam_s": exams, "score_mfu": scores,
-        "score_cv_percent": 100 * statistics.stdev(scores) / statistics.mean(scores) if len(scores) > 1 else None,
-    }  # fmt: skip
+                exams = [spent / count for count, spent in slot.exam_seconds]
+                found = summary(config, orders, verdicts, {"slot_up_s": up, "warm_s": gaps, "order_to_verdict_s": seconds, "exam_s": exams})
+                if record:
+                    record.write_text(json.dumps(found, indent=1))  # noqa: ASYNC240 - a few kilobytes between two evaluations
+    return found
 
 
 def main() -> None:
@@ -99,10 +115,11 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--times", type=int, default=1)
     parser.add_argument("--runs", type=int)
+    parser.add_argument("--record", type=Path, help="a file that has everything so far after every evaluation: a killed benchmark loses nothing")
     parser.add_argument("--unsafe-no-sandbox", action="store_true")
     given = parser.parse_args()
     config = BenchConfig(path=given.path, hparams=hparams.load(), profile_name=given.profile, device=given.device, runs=given.runs, sandboxed=not given.unsafe_no_sandbox)
-    print(json.dumps(trio.run(measure, config, given.times), indent=1))
+    print(json.dumps(trio.run(measure, config, given.times, given.record), indent=1))
 
 
 if __name__ == "__main__":

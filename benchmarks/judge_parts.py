@@ -1,4 +1,4 @@
-"""Where the judge's own time on a card goes: `python benchmarks/judge_parts.py [--profile P] [--device cuda] [--kernels N]`.
+"""Where the judge's own time on a card goes: `python benchmarks/judge_parts.py [--profile P] [--device cuda] [--micro-batch M] [--kernels N]`.
 
 No sandbox and no submission: loads the profile's model as the referee does and times each part of its work, one line each, the
 first time and warm; then, with `--kernels`, what one reference step spends its time on, by torch's profiler.
@@ -9,15 +9,17 @@ from __future__ import annotations
 import argparse
 import time
 
+import msgspec
 import torch
 
 from crusades import hparams
 from crusades.bench.referee import audit as audits
-from crusades.bench.referee.anchor import Keeper, Kept, compare
+from crusades.bench.referee.anchor import Claims, Keeper, Kept, compare
 from crusades.bench.referee.columns import ColumnTaps
 from crusades.bench.referee.data import open_corpus
 from crusades.bench.referee.desk import expected_of
 from crusades.bench.referee.exam import ReferencePass, optimizer_settings, prepare_exam
+from crusades.bench.referee.memory import host_buffer
 from crusades.bench.referee.models import load_reference
 from crusades.bench.referee.reads import Reader, idle_read
 from crusades.bench.referee.room import Room
@@ -28,8 +30,11 @@ def main() -> None:
     parser.add_argument("--profile", default="qwen2.5-3b")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--kernels", type=int, default=0)
+    parser.add_argument("--micro-batch", type=int)
     given = parser.parse_args()
     profile = hparams.load().profile(given.profile)
+    if given.micro_batch:
+        profile = msgspec.structs.replace(profile, audit=msgspec.structs.replace(profile.audit, micro_batch=given.micro_batch))
     synchronize = torch.cuda.synchronize if given.device == "cuda" else (lambda: None)
 
     def timed(name, work, *arguments, repeat=1):
@@ -47,11 +52,16 @@ def main() -> None:
     exam = timed("exam", prepare_exam, reference, corpus, profile, initial, repeat=3)
     timed("restore weights and moments", reference.restore, initial, repeat=2)
     pass_ = ReferencePass(reference, profile, exam.sample, exam.plan, exam.logit_rows, exam.logit_columns)
-    timed("one reference step's gradient", pass_.gradient, exam.batches[0], exam.parts[0], repeat=3)
+
+    def step(parts):
+        gradient, _ = pass_.gradient(exam.batches[0], parts)
+        reference.model.zero_grad(set_to_none=True)
+        return gradient
+
+    timed("one reference step's gradient", step, exam.parts[0], repeat=3)
     accumulate, ColumnTaps._accumulate = ColumnTaps._accumulate, lambda *_: None
-    timed("the same without columns", pass_.gradient, exam.batches[0], exam.parts[0], repeat=2)
+    timed("the same without columns", step, exam.parts[0], repeat=2)
     ColumnTaps._accumulate = accumulate
-    reference.model.zero_grad(set_to_none=True)
     reader, adam = Reader(reference, exam.sample, profile.steps), audits.Adam(**optimizer_settings(profile))
     for row in range(profile.steps + 1):
         reader.read(row)
@@ -63,13 +73,14 @@ def main() -> None:
     timed("clean the card", Room(given.device, profile.guaranteed_bytes).settle, repeat=2)
     timed("measure a read", idle_read, reference, exam.sample)
     none = torch.zeros(len(exam.sample), dtype=reference.layout.dtype)
-    kept = Kept(1, profile.steps - 1, exam, initial, none, torch.stack([none, none]), ())
+    kept = Kept(1, profile.steps - 1, exam, initial, none, torch.stack([none, none]), Claims(0.0, exam.logits), ())
     torch.cuda.empty_cache() if given.device == "cuda" else None
+    timed("a host buffer for weights", host_buffer, reference.layout.elements, reference.layout.dtype, given.device, repeat=2)
     timed("one anchored step", compare, kept, reference, profile, expected, adam, repeat=3)
     if given.kernels:
         kinds = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if given.device == "cuda" else [])]
         with torch.profiler.profile(activities=kinds) as trace:
-            pass_.gradient(exam.batches[0], exam.parts[0])
+            step(exam.parts[0])
         print(trace.key_averages().table(sort_by=f"self_{given.device}_time_total", row_limit=given.kernels, max_name_column_width=70))
 
 

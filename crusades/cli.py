@@ -188,7 +188,7 @@ def calibrate(arguments: Arguments) -> int:
     out, honest = Path(arguments.out or f"calibration-{profile}"), tuple(Path(path) for path in arguments.honest)
     if missing := [path for path in honest if not path.is_file()]:
         raise UsageError(f"--honest {missing[0]}: there is no such file")
-    config = CalibrateConfig(profile_name=profile, profile=hparams.profile(profile), device=kind, out=out, exams=arguments.exams, spread=arguments.spread, sizes=_sizes(arguments.sizes), each=arguments.each,
+    config = CalibrateConfig(profile_name=profile, profile=hparams.profile(profile), device=kind, out=out, exams=arguments.exams, spread=arguments.spread, sizes=_sizes(arguments.sizes), each=arguments.each, only=tuple(arguments.only),
                              submissions=honest, seconds=arguments.seconds, on_progress=say)  # fmt: skip
     if arguments.from_results:
         rewrite(config)

@@ -174,6 +174,11 @@ class AuditSettings(Section, frozen=True, kw_only=True):
     min_per_tensor: Count = 64
     cells: Count = 32
     """Secret position cells per step."""
+    fine_cells: Count = 32
+    """The same for an anchored step, whose columns are used once and never kept."""
+    reference_steps: Count = 1_000_000
+    """How many of an exam's steps the reference takes, at most all. Where honest training drifts from the reference's within a
+    few steps, late steps are judged where they are anchored, and going on only costs time."""
     group_min: Count = 512
     """A layer, kind or tensor is judged on its own from this many sampled coordinates on."""
     logit_positions: Count = 64

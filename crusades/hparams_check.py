@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _ANCHORED = (
-    "gradient_error", "gradient_projection", "outliers", "silent", "layer_error", "layer_projection", "kind_error", "kind_projection",
+    "gradient_error", "even_error", "typical_error", "layer_typical_error", "kind_typical_error", "gradient_projection", "outliers", "silent", "layer_error", "layer_projection", "kind_error", "kind_projection",
     "tensor_error", "tensor_projection", "sequence_attribution", "cell_attribution", "cell_spread", "slice_attribution",
 )  # fmt: skip
 STATISTICS = frozenset({
     *_ANCHORED, *(f"anchor_{name}" for name in _ANCHORED), "stale_gradient", "step_error", "unmoved", "update_error",
-    "optimizer_second_moment", "optimizer_weights", "final_loss", "final_logits", "total_tokens",
+    "optimizer_second_moment", "optimizer_weights", "final_loss", "final_logits", "total_tokens", "anchor_final_loss", "anchor_final_logits",
 })  # fmt: skip
 """Everything that the referee measures: a limit under any other name would judge nothing. A test compares this with the referee."""
 
@@ -92,6 +92,10 @@ def _contradictions(profile: Profile) -> Iterator[str]:
     if profile.audit.anchored_runs and not late <= profile.audit.anchored_runs <= profile.runs:
         yield (f"audit.anchored_runs is {profile.audit.anchored_runs}: every one of the {late} late steps is to be verified, in scored runs, of which there are {profile.runs}; "
                f"choose 0, or {late} to {profile.runs}")  # fmt: skip
+    met = late if profile.audit.anchored_runs else 0
+    if (judged := profile.audit.reference_steps + met) < profile.steps:
+        yield (f"audit.reference_steps is {profile.audit.reference_steps} and {met} late steps are anchored: {profile.steps - judged} of {profile.steps} steps would not be judged; "
+               "raise reference_steps, or anchor more steps")  # fmt: skip
 
 
 def check_fee(chain: Chain) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from crusades import hparams
-from crusades.bench.referee.anchor import Anchor, Keeper, Kept, candidates, compare
+from crusades.bench.referee.anchor import Anchor, Claims, Keeper, Kept, candidates, compare, fine_parts
 from crusades.bench.referee.audit import Adam, Measured, Reads
 from crusades.bench.referee.data import SyntheticCorpus
 from crusades.bench.referee.desk import expected_of
@@ -16,6 +16,7 @@ from crusades.bench.referee.reads import Reader, now_ns
 from crusades.bench.referee.verdict import in_words, judge
 
 STEPS = 3
+CLAIMS = Claims(None, torch.zeros(64, 1024))
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +87,10 @@ def test_several_runs_are_compared_one_after_the_other(lab, reference, profile):
     weights = reference.memory.weights.clone()
     assert torch.equal(weights[exam.sample.index], before)
     after[1] = (1 - profile.beta1) * exam.gradient[last]
-    kept = Kept(0, last, exam, weights, before, after, ())
+    kept = Kept(0, last, exam, weights, before, after, CLAIMS, ())
     adam = Adam(**optimizer_settings(profile))
     for _ in range(2):
-        found = {m.name: m.values[last] for m in compare(kept, reference, profile, expected_of(exam, "cpu"), adam)}
+        found = {m.name: m.values[-1] for m in compare(kept, reference, profile, expected_of(exam, "cpu"), adam)}
         assert found["anchor_gradient_error"] < 1e-5
 
 
@@ -100,10 +101,36 @@ def test_weights_that_are_swapped_between_read_and_copy_are_named(lab, reference
     reader = Reader(reference, exam.sample, STEPS)
     reader.read(last)
     swapped = reference.memory.weights.clone().mul_(1.001)
-    kept = Kept(0, last, exam, swapped, reader.result().weights[last], torch.zeros(2, len(exam.sample)), ())
+    kept = Kept(0, last, exam, swapped, reader.result().weights[last], torch.zeros(2, len(exam.sample)), CLAIMS, ())
     found = judge(compare(kept, reference, profile, expected_of(exam, "cpu"), Adam(**optimizer_settings(profile))), {})
     assert found.worst == "anchor_weights"
     assert found.words.startswith("step 3: the weights changed while the judge was reading them (anchor_weights ")
+
+
+def test_the_result_is_compared_at_the_contestants_own_weights_behind_drift(lab):
+    """Drift moves loss and logits away from the exam's; at its own weights they are what honest work gives, and a claim is a claim."""
+    found = measured(lab, edit_gradients=drift)
+    assert found["final_loss"].values[0] > 1e-3
+    assert found["anchor_final_loss"].values[0] < 1e-5
+    assert found["anchor_final_logits"].values[0] < 1e-4 < found["final_logits"].values[0]
+
+
+def test_only_the_last_step_has_a_result(lab, reference, profile):
+    exam = lab.exam
+    for step, has in ((1, False), (STEPS - 1, True)):
+        kept = Kept(0, step, exam, lab.initial, exam.weights[0], torch.zeros(2, len(exam.sample)), CLAIMS, ())
+        names = {m.name for m in compare(kept, reference, profile, expected_of(exam, "cpu"), Adam(**optimizer_settings(profile)))}
+        assert ("anchor_final_logits" in names) is has
+
+
+def test_an_anchored_step_has_cells_of_its_own_which_nobody_can_foresee(lab, profile):
+    fine = msgspec.structs.replace(profile, audit=msgspec.structs.replace(profile.audit, fine_cells=20))
+    one, other = (fine_parts(lab.exam, step, fine, "cpu") for step in (1, 2))
+    first, last = one.families["cell"]
+    assert last - first == 20
+    assert torch.equal(one.fixed[first:last].sum(0), torch.ones_like(one.fixed[0], dtype=torch.int64)), "cells partition the tokens"
+    assert not torch.equal(one.fixed[first:last], other.fixed[first:last])
+    assert torch.equal(one.fixed, fine_parts(lab.exam, 1, fine, "cpu").fixed)
 
 
 def test_words_name_the_step_and_the_part(lab):
@@ -143,7 +170,7 @@ def test_a_keeper_keeps_as_many_runs_as_asked_with_the_moments_around_their_step
         reference.memory.weights.fill_(float(run))
         for step in range(STEPS):
             anchor.before(step)
-        keeper.keep(anchor, lab.exam, Reads(moments, moments, moments), [])
+        keeper.keep(anchor, lab.exam, Reads(moments, moments, moments), [], CLAIMS)
     assert {kept.run: kept.step for kept in keeper.kept} == chosen
     assert len(chosen) == 2
     for kept in keeper.kept:
@@ -167,7 +194,7 @@ def test_a_single_scored_run_is_anchored_and_so_is_its_warm_up(reference, profil
 
 def one_run(keeper, lab, **repeats):
     anchor, rows = keeper.anchor(**repeats), torch.zeros(STEPS + 1, 4)
-    keeper.keep(anchor, lab.exam, Reads(rows, rows, rows), [])
+    keeper.keep(anchor, lab.exam, Reads(rows, rows, rows), [], CLAIMS)
     return anchor
 
 
@@ -213,5 +240,5 @@ def test_a_profile_without_anchors_makes_no_copy(reference, profile):
     keeper.begin(6)
     keeper.settle()
     assert keeper.anchor() is None
-    keeper.keep(None, None, None, [])
+    keeper.keep(None, None, None, [], CLAIMS)
     assert keeper.kept == []

@@ -1,5 +1,6 @@
 """The audit's mathematics on cases with known answers: gradients that we make up, and AdamW done by hand."""
 
+import dataclasses
 import math
 
 import pytest
@@ -110,6 +111,54 @@ def test_unbiased_sub_sampling_shows_as_spread(world):
     spread = world.audit(gradient)["cell_spread"]
     assert spread.values[3] == pytest.approx(1.0, abs=0.05)  # half of the parts at 0, half at 2
     assert max(spread.values[:3]) < 1e-3
+
+
+def test_steps_that_the_reference_did_not_take_are_not_compared_and_keep_their_arithmetic(world):
+    gradient = world.gradient.clone()
+    gradient[1:] -= world.columns[1:, 2]
+    short = dataclasses.replace(world.expected, weights=world.expected.weights[:2], exp_avg_sq=None, gradient=world.gradient[:1], columns=world.expected.columns[:1])
+    reads = adamw(gradient, world.initial)
+    reads.weights[3:] += 1e-5
+    found = {m.name: m for m in audits.audit(reads, short, ADAM, group_min=10)}
+    for name in ("gradient_error", "even_error", "sequence_attribution", "cell_spread", "layer_error", "step_error"):
+        assert found[name].values[0] < 2e-4, name
+        assert found[name].values[1:] == (0.0,) * (STEPS - 1), name
+        assert found[name].where[1:] == ("",) * (STEPS - 1)
+    assert "update_error" not in found
+    assert found["optimizer_weights"].values[2] > 10
+
+
+def test_a_coordinate_with_next_to_no_second_moment_does_not_drown_the_even_error(world):
+    """Adam's unit gives it a weight without bounds."""
+    gradient, expected = world.gradient.clone(), dataclasses.replace(world.expected, exp_avg_sq=world.expected.exp_avg_sq.clone())
+    expected.exp_avg_sq[-1, 5] = 1e-20
+    gradient[1, 5] += 1e-5
+    found = {m.name: m for m in audits.audit(adamw(gradient, world.initial), expected, ADAM, group_min=10)}
+    assert found["gradient_error"].values[1] > 0.02
+    assert found["even_error"].values[1] < 1e-3
+
+
+def test_a_little_missing_everywhere_moves_the_typical_error_and_much_in_a_few_places_does_not(world):
+    gradient = world.gradient.clone()
+    gradient[1] *= 0.99
+    gradient[2, ::10] = 0
+    gradient[3, : COORDINATES // 2] *= 0.98
+    found = world.audit(gradient)
+    assert found["typical_error"].values == pytest.approx((0, 0.01, 0, 0.01), abs=0.0101)
+    assert found["typical_error"].values[1] == pytest.approx(0.01, rel=0.05)
+    assert found["typical_error"].values[2] < 1e-3
+    assert found["layer_typical_error"].values[3] == pytest.approx(0.02, rel=0.05)
+    assert found["layer_typical_error"].where[3] == "layer 0"
+
+
+def test_coordinates_without_a_gradient_are_no_part_of_the_typical_error(world):
+    gradient = world.gradient.clone()
+    gradient[:, 1::2] = 0
+    expected = dataclasses.replace(world.expected, gradient=gradient)
+    found = {m.name: m for m in audits.audit(adamw(gradient, world.initial), expected, ADAM, group_min=10)}
+    assert max(found["typical_error"].values) < 1e-3
+    nothing = dataclasses.replace(world.expected, gradient=torch.zeros_like(gradient))
+    assert audits._typical(torch.zeros_like(gradient), nothing, 10)[0].values == (0.0,) * STEPS
 
 
 def test_true_moments_with_false_weights_fail_the_arithmetic(world):

@@ -102,6 +102,20 @@ def test_exams_of_the_spread_measure_the_widest_honest_variants_and_only_once(ca
     assert calibrate(spread=2) == (True, [])
 
 
+def test_only_what_is_named_is_measured_on_the_exams_of_the_spread_too(calibrate):
+    assert calibrate(only=("micro", "nothing"), spread=1) == (True, ["micro-batch 2", "nothing in the last step", "micro-batch 2"])
+
+
+def test_in_joined_files_the_last_line_of_a_variant_and_exam_counts(calibrate, log):
+    calibrate()
+    lines = log.read_bytes().splitlines(keepends=True)
+    again = json.loads(lines[1]) | {"seconds": 99.0}
+    log.write_bytes(b"".join([*lines, lines[0], json.dumps(again).encode() + b"\n"]))
+    found = cal.read_results(log)
+    assert len(found) == len(FEW)
+    assert [r.seconds for r in found if r.variant == again["variant"]] == [99.0]
+
+
 def test_limits_and_report_are_made_anew_from_results_alone(calibrate, profile, tmp_path, monkeypatch):
     calibrate()
     out = tmp_path / "out"

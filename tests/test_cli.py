@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 WALLET = ["--wallet-hotkey", "--wallet-name", "--wallet-path", "--wallet.hotkey", "--wallet.name", "--wallet.path"]
 FLAGS = {
     "bench": ["--device", "--hparams", "--json", "--profile", "--runs", "--skip-rules", "--unsafe-no-sandbox", "TRAIN_PY"],
-    "calibrate": ["--device", "--each", "--exams", "--from-results", "--honest", "--hparams", "--out", "--profile", "--seconds", "--sizes", "--spread", "--write"],
+    "calibrate": ["--device", "--each", "--exams", "--from-results", "--honest", "--hparams", "--only", "--out", "--profile", "--seconds", "--sizes", "--spread", "--write"],
     "check": ["--json", "TRAIN_PY"],
     "demo": ["--json", "--once", "--profile", "--state-dir", "--web"],
     "devnet": [],

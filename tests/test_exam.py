@@ -62,6 +62,15 @@ def test_a_sequence_column_is_the_gradient_of_that_sequence_alone(reference, cor
     assert torch.allclose(exam.columns[0, 1], flat[exam.sample.index[exam.plan.chosen]], rtol=1e-3, atol=1e-7)
 
 
+def test_the_reference_may_stop_after_the_first_step(reference, corpus, profile):
+    short = msgspec.structs.replace(profile, audit=msgspec.structs.replace(profile.audit, reference_steps=1))
+    exam, whole = (prepare_exam(reference, corpus, p, reference.initial, b"c" * 16) for p in (short, profile))
+    assert (exam.whole, whole.whole) == (False, True)
+    assert (len(exam.parts), len(exam.weights), len(exam.batches)) == (1, 2, profile.steps)
+    for name in ("columns", "gradient", "exp_avg_sq"):
+        assert torch.equal(getattr(exam, name)[0], getattr(whole, name)[0])
+
+
 def test_the_same_seed_gives_the_same_exam_and_another_seed_another(reference, corpus, profile):
     one, again, other = (prepare_exam(reference, corpus, profile, reference.initial, seed) for seed in (b"a" * 16, b"a" * 16, b"b" * 16))
     assert np.array_equal(one.batches, again.batches)
@@ -104,6 +113,14 @@ def test_the_pool_is_bounded_and_retired_seeds_are_told(pool):
         pool.take(name, NOBODY, block=1)
     assert len(set(retired)) == len(retired) >= 4
     assert all(len(seed) == 32 for seed in retired)
+
+
+def test_the_buffer_of_retired_weights_is_used_again(pool):
+    first = pool._reference.redraw(1)
+    pool._spare.append(first)
+    pool.ensure("s", 10, 1)
+    _, initial = pool.take("s", 10, block=20)
+    assert initial is first
 
 
 def test_every_set_starts_from_new_weights(pool):

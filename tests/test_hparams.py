@@ -96,6 +96,12 @@ def test_every_late_step_is_anchored_in_a_scored_run_or_none_is(file, number):
         hparams.load(file(("anchored_runs = 4", f"anchored_runs = {number}")))
 
 
+def test_a_step_that_neither_the_reference_takes_nor_an_anchor_meets_is_refused(file):
+    with pytest.raises(ConfigError, match=r"profiles\.tiny\.audit\.reference_steps is 1 and 3 late steps are anchored: 1 of 5 steps would not be judged"):
+        hparams.load(file(("anchored_runs = 4", "anchored_runs = 4\nanchor_steps = 3\nreference_steps = 1")))
+    assert hparams.load(file(("anchored_runs = 4", "anchored_runs = 4\nreference_steps = 1"))).profile("tiny").audit.reference_steps == 1
+
+
 @pytest.mark.parametrize(("network", "wanted"), [("dev", ("tiny",)), ("finney", ("qwen2.5-3b",)), ("ws://127.0.0.1:9944", ("qwen2.5-3b", "tiny"))])
 def test_only_profiles_that_may_judge_need_limits(network, wanted):
     assert validator.profiles_of(network, hparams.load(ROOT / "hparams.toml")) == wanted

@@ -106,6 +106,20 @@ def test_no_exam_of_the_record_would_have_been_an_honest_miners_bad_luck():
         assert [(r.variant, r.exam) for r in results if r.exam == exam and bounds.caught_by(r, limits)] == []
 
 
+def test_a_statistic_that_only_later_results_have_is_judged_by_those():
+    old = [result("a", "honest", 1e-4), result("c", "shortcut", 0.2)]
+    new = [result("b", "honest", 1e-4, more={"even_error": [1e-5]}), result("d", "shortcut", 0.2, more={"even_error": [0.1]})]
+    limits = bounds.limits_of([*old, *new])
+    assert limits["even_error"] == pytest.approx([1e-3], rel=1e-3)
+    assert "even_error" in dict(bounds.caught_by(new[1], limits))
+    assert "even_error" not in dict(bounds.caught_by(old[1], limits))
+
+
+def test_a_statistic_that_is_measured_no_longer_gets_no_limit():
+    rows = [result(v, p, 1e-4 if p == "honest" else 0.2, more={"sequence_f": [1.0 if p == "honest" else 1e6]}) for v, p in (("a", "honest"), ("c", "shortcut"))]
+    assert set(bounds.limits_of(rows)) == {"gradient_error", "total_tokens"}
+
+
 def test_what_rounding_cannot_explain_is_rejected():
     assert (bounds.EXACT_LIMITS["optimizer_weights"], bounds.EXACT_LIMITS["optimizer_second_moment"]) == (1.0, 1.0)
 

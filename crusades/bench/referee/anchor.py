@@ -15,7 +15,9 @@ length, so that time tells nothing. It is off the contestant's clock, as the rea
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import hashlib
 import itertools
 import secrets
 from dataclasses import dataclass
@@ -25,10 +27,12 @@ import torch
 
 from crusades.bench.referee import audit as audits
 from crusades.bench.referee.audit import Adam, Measured, Reads
+from crusades.bench.referee.columns import Parts, draw_parts
 from crusades.bench.referee.exam import Exam, ReferencePass
+from crusades.bench.referee.memory import host_buffer
 from crusades.bench.referee.models import Reference
 from crusades.bench.referee.reads import hold, now_ns, slowest
-from crusades.bench.referee.verdict import PREFIX
+from crusades.bench.referee.verdict import PREFIX, result_statistics
 from crusades.hparams import Profile
 
 T = TypeVar("T")
@@ -71,6 +75,15 @@ class Anchor:
 
 
 @dataclass(frozen=True)
+class Claims:
+    """What the contestant says came of a run's last step."""
+
+    loss: float | None
+    logits: torch.Tensor
+    """(rows, columns) at the exam's secret places, on the host."""
+
+
+@dataclass(frozen=True)
 class Kept:
     """What an anchored run leaves for the time after its contestant. Everything on the host."""
 
@@ -84,6 +97,7 @@ class Kept:
     """(n,): the weights before `step` as they were read at the sampled coordinates, a moment before all were copied."""
     exp_avg: torch.Tensor
     """(2, n): the first moment at the sampled coordinates before and after `step`."""
+    claims: Claims
     measured: tuple[Measured, ...]
     """The statistics of the run so far."""
 
@@ -98,8 +112,7 @@ class Keeper:
         self._host: list[torch.Tensor] = []
         if profile.audit.anchored_runs and self._steps:
             self._buffer = torch.empty_like(reference.memory.weights)
-            pinned = reference.device == "cuda"
-            self._host = [torch.empty(self._buffer.shape, dtype=self._buffer.dtype, pin_memory=pinned) for _ in range(profile.audit.anchored_runs)]
+            self._host = [host_buffer(len(self._buffer), self._buffer.dtype, reference.device) for _ in range(profile.audit.anchored_runs)]
         self.kept: list[Kept] = []
         self._place, self._turn, self._step_of = 0, -1, dict[int, int]()
         self.pause = self._rest = 0.0
@@ -135,37 +148,45 @@ class Keeper:
         step = self._step_of.get(self._turn)
         return Anchor(self._reference, self._steps, {} if step is None else {step: self._buffer}, self.pause)
 
-    def keep(self, anchor: Anchor | None, exam: Exam, reads: Reads, measured: list[Measured]) -> None:
+    def keep(self, anchor: Anchor | None, exam: Exam, reads: Reads, measured: list[Measured], claims: Claims) -> None:
         """After a run that passed so far. Lasts as long after a run of which nothing is kept."""
         if anchor is None:
             return
         started, number, self._place = now_ns(), self._place, self._place + 1
         for step, weights in anchor.kept.items():
             copy, read, moments = self._host[len(self.kept)].copy_(weights), reads.weights[step].cpu(), reads.exp_avg[step : step + 2].cpu()
-            self.kept.append(Kept(number, step, exam, copy, read, moments, tuple(measured)))
+            self.kept.append(Kept(number, step, exam, copy, read, moments, claims, tuple(measured)))
         hold(started, self._rest)
 
 
 def compare(kept: Kept, reference: Reference, profile: Profile, expected: audits.Expected, adam: Adam) -> list[Measured]:
     """The anchored step's statistics, 0 in every other step. Trains nothing, but uses the shared memory and the model: only when no contestant exists.
 
-    `expected` is the exam's; its gradient and columns are replaced by those at the contestant's weights. Those weights were
-    copied after they were read: `anchor_weights` is the share of coordinates that changed in between, for a copy of other
-    weights would make other weights' gradient right.
+    `expected` is the exam's; its gradient and columns are replaced by those at the contestant's weights, with cells of its own.
+    Those weights were copied after they were read: `anchor_weights` is the share of coordinates that changed in between, for a
+    copy of other weights would make other weights' gradient right. After the last step the contestant's result is compared, too.
     """
-    changed = audits.share(kept.weights[kept.exam.sample.index] != kept.read)
+    exam, last = kept.exam, kept.step == profile.steps - 1
+    changed = audits.share(kept.weights[exam.sample.index] != kept.read)
     reference.restore(kept.weights)
-    pass_ = ReferencePass(reference, profile, kept.exam.sample, kept.exam.plan, kept.exam.logit_rows, kept.exam.logit_columns)
-    gradient, columns = pass_.gradient(kept.exam.batches[kept.step], kept.exam.parts[kept.step])
+    pass_ = ReferencePass(reference, profile, exam.sample, exam.plan, exam.logit_rows, exam.logit_columns)
+    parts = fine_parts(exam, kept.step, profile, reference.device)
+    gradient, columns = pass_.gradient(exam.batches[kept.step], parts, last=last)
     reference.model.zero_grad(set_to_none=True)
-    device = reference.device
-    own = audits.Expected(
-        weights=expected.weights, exp_avg_sq=expected.exp_avg_sq, gradient=gradient[None].to(device), columns=columns[None].to(device), chosen=expected.chosen,
-        families=expected.families, part_names=expected.part_names, groups=expected.groups,
-    )  # fmt: skip
-    found = audits.anchored(kept.exp_avg.to(device), own, adam, profile.steps, profile.audit.group_min)
+    own = dataclasses.replace(expected, gradient=gradient[None], columns=columns[None], families=parts.families, part_names=parts.names)
+    found = audits.anchored(kept.exp_avg.to(reference.device), own, adam, profile.steps, profile.audit.group_min)
     found = [Measured("weights", (changed,), ("",)), *found]
-    return [Measured(PREFIX + m.name, _at(kept.step, profile.steps, m.values[0], 0.0), _at(kept.step, profile.steps, m.where[0], "")) for m in found]
+    found = [Measured(PREFIX + m.name, _at(kept.step, profile.steps, m.values[0], 0.0), _at(kept.step, profile.steps, m.where[0], "")) for m in found]
+    if last:
+        found += [Measured(PREFIX + m.name, m.values, m.where) for m in result_statistics(kept.claims.loss, pass_.losses[-1], kept.claims.logits, pass_.logits)]
+    return found
+
+
+def fine_parts(exam: Exam, step: int, profile: Profile, device: str) -> Parts:
+    """The parts of an anchored step, with `fine_cells` cells: as secret as the exam's seed, and drawn when they are needed."""
+    seed = hashlib.sha256(exam.seed + step.to_bytes(4, "little")).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(seed[:8], "little") >> 1)
+    return draw_parts(profile.batch_size, profile.sequence_length - 1, profile.audit.fine_cells, generator, device)
 
 
 def _at(step: int, steps: int, value: T, other: T) -> tuple[T, ...]:

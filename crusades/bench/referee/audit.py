@@ -15,10 +15,14 @@ Every statistic is a vector over the steps, oriented so that larger is worse and
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
 
 import torch
+
+from crusades.bench.referee.arithmetic import arithmetic
+from crusades.bench.referee.measured import Adam, Expected, Measured, Reads, per_step, share
+
+__all__ = ["Adam", "Expected", "Measured", "Reads", "anchored", "audit", "gradients", "share", "solve"]
 
 STRONG = 1.0
 """A coordinate is strong in a step when |D·ĝ| is at least this many times its rms: noise seldom changes it by much."""
@@ -26,50 +30,6 @@ OFF_BY = 0.75
 """A strong coordinate is an outlier when its gradient is off by more than this share of itself."""
 SILENT = 0.01
 """A strong coordinate is silent when its gradient is smaller than this share of what it should be."""
-
-
-@dataclass(frozen=True)
-class Reads:
-    """What the referee read from the shared memory: row 0 before the first step. (S + 1, n), the model's dtype."""
-
-    weights: torch.Tensor
-    exp_avg: torch.Tensor
-    exp_avg_sq: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Expected:
-    """The exam's side, on the device of the audit. Shapes as in `exam.Exam`."""
-
-    weights: torch.Tensor
-    exp_avg_sq: torch.Tensor
-    gradient: torch.Tensor
-    columns: torch.Tensor
-    chosen: torch.Tensor
-    families: dict[str, tuple[int, int]]
-    part_names: tuple[str, ...]
-    groups: dict[str, tuple[torch.Tensor, tuple[str, ...]]]
-    """"layer", "kind", "tensor" → ids (n,) and names."""
-
-
-@dataclass(frozen=True)
-class Adam:
-    """The optimizer's constants."""
-
-    learning_rate: float
-    beta1: float
-    beta2: float
-    epsilon: float
-    weight_decay: float
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One statistic: a value per step, and in words where each step's value comes from."""
-
-    name: str
-    values: tuple[float, ...]
-    where: tuple[str, ...]
 
 
 def gradients(exp_avg: torch.Tensor, beta1: float) -> torch.Tensor:
@@ -91,12 +51,18 @@ def solve(columns: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def audit(reads: Reads, expected: Expected, adam: Adam, group_min: int) -> list[Measured]:
-    """Every statistic of one run. Non-finite input gives NaN values, which never pass."""
-    steps = expected.gradient.shape[0]
-    scale = _scale(expected, adam, steps)
-    g, ref = gradients(reads.exp_avg, adam.beta1) * scale, expected.gradient * scale
-    stale = _per_step("stale_gradient", steps, lambda s: (_stale(g[s], ref, s), ""))
-    return [_initial(reads, expected), *_of_gradients(g, scale, expected, group_min), stale, *_update(reads, expected), *_optimizer(reads, adam)]
+    """Every statistic of one run; 0 in steps that the reference did not take. Non-finite input gives NaN values, which never pass."""
+    steps, known = len(reads.weights) - 1, len(expected.gradient)
+    g, even = gradients(reads.exp_avg[: known + 1], adam.beta1), _even(expected)
+    scale = even if expected.exp_avg_sq is None else _scale(expected.exp_avg_sq, adam, steps)
+    scaled, ref = g * scale, expected.gradient * scale
+    found = [*_of_gradients(g, scale, even, expected, group_min), per_step("stale_gradient", known, lambda s: (_stale(scaled[s], ref, s), "")), *_update(reads, expected)]
+    return [_initial(reads, expected), *(_padded(m, steps) for m in found), *arithmetic(reads, adam)]
+
+
+def _padded(m: Measured, steps: int) -> Measured:
+    missing = steps - len(m.values)
+    return Measured(m.name, (*m.values, *(0.0,) * missing), (*m.where, *("",) * missing))
 
 
 def _initial(reads: Reads, expected: Expected) -> Measured:
@@ -106,40 +72,69 @@ def _initial(reads: Reads, expected: Expected) -> Measured:
     return Measured("initial_state", (share(altered),), ("before step 1",))
 
 
-def share(found: torch.Tensor) -> float:
-    """Share of true elements; 0 only when there is none."""
-    return int(found.sum()) / found.numel()
-
-
 def anchored(exp_avg: torch.Tensor, expected: Expected, adam: Adam, steps: int, group_min: int) -> list[Measured]:
     """Every statistic of one step's gradient. `exp_avg` (2, n) before and after it; `expected.gradient` (1, n) and `columns`
     (1, parts, c) are those at the contestant's own weights; `steps` is how many the exam has (its v̂ is the unit)."""
-    scale = _scale(expected, adam, steps)
-    return _of_gradients(gradients(exp_avg, adam.beta1) * scale, scale, expected, group_min)
+    even = _even(expected)
+    scale = even if expected.exp_avg_sq is None else _scale(expected.exp_avg_sq, adam, steps)
+    return _of_gradients(gradients(exp_avg, adam.beta1), scale, even, expected, group_min)
 
 
-def _scale(expected: Expected, adam: Adam, steps: int) -> torch.Tensor:
-    """D = 1 / (√v̂ + ε), by which every layer counts as Adam counts it."""
-    v_hat = expected.exp_avg_sq[-1].float() / (1 - adam.beta2**steps)
+def _scale(exp_avg_sq: torch.Tensor, adam: Adam, steps: int) -> torch.Tensor:
+    """(1, n) D = 1 / (√v̂ + ε), by which every layer counts as Adam counts it."""
+    v_hat = exp_avg_sq[-1:].float() / (1 - adam.beta2**steps)
     return 1.0 / (v_hat.sqrt() + adam.epsilon)
 
 
-def _of_gradients(g: torch.Tensor, scale: torch.Tensor, expected: Expected, group_min: int) -> list[Measured]:
-    """What can be said of scaled gradients (S, n) step by step."""
-    steps, ref = len(g), expected.gradient * scale
+def _even(expected: Expected) -> torch.Tensor:
+    """(S, n): 1 / rms of the reference's gradient over the coordinate's tensor, by which every tensor counts alike.
+
+    D gives a coordinate whose v̂ happens to be tiny a weight without bounds: on bf16 ten of 60,000 coordinates held half of
+    the energy of an honest difference (docs/log.md).
+    """
+    ids, names = expected.groups["tensor"]
+    energy = torch.zeros(len(expected.gradient), len(names), dtype=torch.float64, device=ids.device).index_add_(1, ids, expected.gradient.double().square())
+    rms = (energy / torch.bincount(ids, minlength=len(names)).clamp_min(1)).sqrt()
+    return torch.where(rms > 0, 1 / rms, torch.zeros_like(rms)).float()[:, ids]
+
+
+def _of_gradients(plain: torch.Tensor, scale: torch.Tensor, even: torch.Tensor, expected: Expected, group_min: int) -> list[Measured]:
+    """What can be said of gradients (S, n) step by step."""
+    steps, g, ref = len(plain), plain * scale, expected.gradient * scale
     return [
-        _per_step("gradient_error", steps, lambda s: (_relative(g[s], ref[s]), "")),
-        _per_step("gradient_projection", steps, lambda s: (_off_one(_projection(g[s], ref[s])), "")),
-        _per_step("outliers", steps, lambda s: (_outliers(g[s], ref[s]), "")),
-        _per_step("silent", steps, lambda s: (_silent(g[s], ref[s]), "")),
+        per_step("gradient_error", steps, lambda s: (_relative(g[s], ref[s]), "")),
+        per_step("even_error", steps, lambda s: (_relative(plain[s] * even[s], expected.gradient[s] * even[s]), "")),
+        *_typical(plain, expected, group_min),
+        per_step("gradient_projection", steps, lambda s: (_off_one(_projection(g[s], ref[s])), "")),
+        per_step("outliers", steps, lambda s: (_outliers(g[s], ref[s]), "")),
+        per_step("silent", steps, lambda s: (_silent(g[s], ref[s]), "")),
         *_by_group(g, ref, expected, group_min),
-        *_attributions(g, scale, expected),
+        *_attributions(plain, scale, expected),
     ]
 
 
-def _per_step(name: str, steps: int, measure: Callable[[int], tuple[float, str]]) -> Measured:
-    pairs = [measure(s) for s in range(steps)]
-    return Measured(name, tuple(v for v, _ in pairs), tuple(w for _, w in pairs))
+def _typical(g: torch.Tensor, expected: Expected, group_min: int) -> list[Measured]:
+    """The median over coordinates of |g − ĝ| / |ĝ|: of all, and of the worst layer and kind.
+
+    A median has no tail, so honest work varies little in it from exam to exam; whatever leaves a little out of every
+    coordinate (filtered, lowered, sub-sampled work) moves it.
+    """
+    off = (g - expected.gradient).abs() / expected.gradient.abs()
+    off = off.masked_fill(expected.gradient == 0, -1.0)  # no share of nothing; sorted out below
+    found = [per_step("typical_error", len(g), lambda s: (_median(off[s]), ""))]
+    for partition in ("layer", "kind"):
+        ids, names = expected.groups[partition]
+        judged = [i for i, count in enumerate(torch.bincount(ids, minlength=len(names)).tolist()) if count >= group_min]
+        values = [[_median(row[ids == i]) for i in judged] for row in off]
+        worst = [max(range(len(row)), key=lambda i: math.inf if math.isnan(row[i]) else row[i], default=None) for row in values]
+        found.append(Measured(f"{partition}_typical_error", tuple(0.0 if at is None else row[at] for row, at in zip(values, worst, strict=True)),
+                              tuple("" if at is None else names[judged[at]] for at in worst)))  # fmt: skip
+    return found
+
+
+def _median(off: torch.Tensor) -> float:
+    known = off[(off >= 0) | off.isnan()]
+    return float(known.median()) if len(known) else 0.0
 
 
 def _relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -211,13 +206,13 @@ def _group_sums(g: torch.Tensor, ref: torch.Tensor, ids: torch.Tensor, groups: i
 
 def _attributions(g: torch.Tensor, scale: torch.Tensor, expected: Expected) -> list[Measured]:
     """Coefficients of every part, relative to those of the reference's own gradient: the worst, and the rms over cells."""
-    steps, chosen = expected.gradient.shape[0], expected.chosen
-    target, base, weight = g[:, chosen], (expected.gradient * scale)[:, chosen], scale[chosen]
+    scale = scale.expand_as(g)
+    target, base, weight = ((x * scale)[:, expected.chosen] for x in (g, expected.gradient, torch.ones_like(scale)))
     found = []
     for family, (first, last) in expected.families.items():
         worst, where, spread = [], [], []
-        for s in range(steps):
-            columns = expected.columns[s, first:last] * weight
+        for s, parts in enumerate(expected.columns):
+            columns = parts[first:last] * weight[s]
             own = solve(columns, base[s])
             ratio = torch.where(own.abs() > 1e-3, solve(columns, target[s]) / own, torch.ones_like(own)) - 1
             ratio = ratio.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
@@ -227,7 +222,7 @@ def _attributions(g: torch.Tensor, scale: torch.Tensor, expected: Expected) -> l
             spread.append(float(ratio.square().mean().sqrt()))
         found.append(Measured(f"{family}_attribution", tuple(worst), tuple(where)))
         if family == "cell":
-            found.append(Measured("cell_spread", tuple(spread), ("",) * steps))
+            found.append(Measured("cell_spread", tuple(spread), ("",) * len(g)))
     return found
 
 
@@ -236,57 +231,19 @@ def _attributions(g: torch.Tensor, scale: torch.Tensor, expected: Expected) -> l
 
 def _update(reads: Reads, expected: Expected) -> list[Measured]:
     """Weight changes step by step and in all, and the share of coordinates that should have moved and did not."""
-    steps = expected.gradient.shape[0]
-    w, ref = reads.weights.float(), expected.weights.float()
+    steps = len(expected.gradient)
+    w, ref = reads.weights[: steps + 1].float(), expected.weights.float()
     moves, expected_moves = w[1:] - w[:-1], ref[1:] - ref[:-1]
 
     def unmoved(s: int) -> float:
         should = expected_moves[s] != 0
         return float((moves[s] == 0)[should].float().mean()) if bool(should.any()) else 0.0
 
-    total = _relative(w[-1] - ref[0], ref[-1] - ref[0])
-    return [
-        _per_step("step_error", steps, lambda s: (_relative(moves[s], expected_moves[s]), "")),
-        _per_step("unmoved", steps, lambda s: (unmoved(s), "")),
-        Measured("update_error", (0.0,) * (steps - 1) + (total,), ("",) * steps),
+    found = [
+        per_step("step_error", steps, lambda s: (_relative(moves[s], expected_moves[s]), "")),
+        per_step("unmoved", steps, lambda s: (unmoved(s), "")),
     ]
-
-
-# ------------------------------------------------------------------------------------------------ AdamW's arithmetic
-
-
-def _optimizer(reads: Reads, adam: Adam) -> list[Measured]:
-    """Do w_s and v_s follow from m_s, v_{s−1}, w_{s−1} by AdamW? In units of what rounding can explain: ≤ 1 is exact.
-
-    The 99.9th percentile, so that one coordinate in a million with an unlucky rounding decides nothing.
-    """
-    steps = reads.weights.shape[0] - 1
-    eps = torch.finfo(reads.weights.dtype).eps
-    w, m, v = reads.weights.float(), reads.exp_avg.float(), reads.exp_avg_sq.float()
-
-    def second(s: int) -> float:
-        g = (m[s + 1] - adam.beta1 * m[s]) / (1 - adam.beta1)
-        dg = eps * (m[s + 1].abs() + m[s].abs()) / (1 - adam.beta1)
-        predicted = adam.beta2 * v[s] + (1 - adam.beta2) * g * g
-        slack = (1 - adam.beta2) * (2 * g.abs() * dg + dg * dg) + 2 * eps * (v[s].abs() + predicted) + 1e-30
-        return _high((v[s + 1] - predicted).abs() / slack)
-
-    def weight(s: int) -> float:
-        first, denominator = 1 - adam.beta1 ** (s + 1), (v[s + 1] / (1 - adam.beta2 ** (s + 1))).clamp_min(0).sqrt() + adam.epsilon
-        step = adam.learning_rate * m[s + 1] / first / denominator
-        predicted = w[s] * (1 - adam.learning_rate * adam.weight_decay) - step
-        decay = adam.learning_rate * abs(adam.weight_decay) * w[s].abs()  # lost by implementations that round after decaying
-        slack = 4 * eps * step.abs() + 2 * eps * w[s].abs() + (decay if reads.weights.dtype != torch.float32 else 0) + 1e-30
-        return _high((w[s + 1] - predicted).abs() / slack)
-
-    return [
-        _per_step("optimizer_second_moment", steps, lambda s: (second(s), "")),
-        _per_step("optimizer_weights", steps, lambda s: (weight(s), "")),
-    ]
-
-
-def _high(ratio: torch.Tensor) -> float:
-    if not bool(torch.isfinite(ratio).all()):
-        return float("nan")
-    k = max(1, int(0.999 * ratio.numel()))
-    return float(ratio.kthvalue(k).values)
+    if expected.exp_avg_sq is not None:
+        total = _relative(w[-1] - ref[0], ref[-1] - ref[0])
+        found.append(Measured("update_error", (0.0,) * (steps - 1) + (total,), ("",) * steps))
+    return found

@@ -55,6 +55,8 @@ class CalibrateConfig:
     """Which sizes the graded shortcuts come in; fewer take less time, and the report lists what was not measured."""
     each: int = 0
     """At most so many shortcuts of each dimension, the small ones first; 0 = all."""
+    only: tuple[str, ...] = ()
+    """Only variants with one of these in their names, on the exams of `spread`, too; empty = all."""
     submissions: tuple[Path, ...] = ()
     """Honest train.py files of ours that join the honest population."""
     cache_dir: Path | None = None
@@ -73,19 +75,19 @@ def calibrate(config: CalibrateConfig) -> bool:
     started = time.monotonic()
     reference = load_reference(config.profile.model, config.device, config.cache_dir)
     corpus = open_corpus(config.profile.data, reference.vocabulary, config.cache_dir)
-    variants = population(config, reference.layout, reference.config, config.sizes)
+    variants = [v for v in population(config, reference.layout, reference.config, config.sizes) if not config.only or any(part in v.name for part in config.only)]
     copies = copies_for(reference, config.profile.steps) if config.profile.audit.anchored_runs else {}
-    complete = True
+    complete, initial = True, None
     rounds = [(compiled, number) for compiled in (False, True) for number in range(config.exams + config.spread)]
     for compiled, number in rounds:
-        wanted = _missing(variants, number, done, config.each) if number < config.exams else _widest(variants, number, done)
+        wanted = _missing(variants, number, done, config.each) if number < config.exams or config.only else _widest(variants, number, done)
         missing = [v for v in wanted if bool(v.recipe.compile) == compiled]
         if not missing:
             continue
         if _late(config, started):
             complete = False
             break
-        initial = reference.redraw(1000 + number)
+        initial = reference.redraw(1000 + number, initial)
         exam = prepare_exam(reference, corpus, config.profile, initial, hashlib.sha256(f"calibrate {number}".encode()).digest()[:16])
         config.on_progress(f"exam {number}: {exam.seconds:.1f} s; {len(missing)} variants to measure")
         states = _shared_start(reference, config, exam, initial, missing) if not copies else {}
@@ -153,7 +155,7 @@ def _missing(variants: list[Variant], number: int, done: list[Result], each: int
 def _widest(variants: list[Variant], number: int, done: list[Result]) -> list[Variant]:
     """The honest variants that came nearest to their limits on the first exam, unless exam `number` has as many results already."""
     have = {r.variant for r in done if r.exam == number}
-    limits = bounds.limits_of(done) if len(have) < WIDEST else {}
+    limits = {name: bound for name, bound in bounds.limits_of(done).items() if name not in bounds.EXACT} if len(have) < WIDEST else {}
     near = {r.variant: bounds.nearest(r, limits) for r in done if limits and r.exam == 0 and r.population == "honest" and not r.error}
     fit = [v for v in variants if v.name in near and not v.recipe.compile]
     return [v for v in sorted(fit, key=lambda v: -near[v.name])[:WIDEST] if v.name not in have]
@@ -231,14 +233,16 @@ class _First(msgspec.Struct):
 
 
 def read_results(log: Path) -> list[Result]:
-    """Every complete line; a line that a crash cut short is measured again."""
-    found = []
+    """Every complete line; a line that a crash cut short is measured again. The last one of a variant and exam counts, so that
+    files may be joined."""
+    found = dict[tuple[str, int], Result]()
     for line in log.read_bytes().splitlines() if log.exists() else []:
         try:
-            found.append(msgspec.json.decode(line, type=Result))
+            result = msgspec.json.decode(line, type=Result)
         except msgspec.DecodeError:
             continue  # the header, or the last line of an interrupted run
-    return found
+        found[result.variant, result.exam] = result
+    return list(found.values())
 
 
 def _measure(lab: Lab, variant: Variant, number: int) -> Result:

@@ -54,9 +54,10 @@ def _caught(usable: list[Result], limits: dict[str, list[float]]) -> list[str]:
 def _limits(honest: list[Result], limits: dict[str, list[float]]) -> list[str]:
     lines = ["\n## Limits\n", f"By step; – where honest work and shortcuts overlap and the step is not judged. Expected: how far out honest work may stand, of {bounds.EXAMS_FOR_A_TAIL} exams or more by the tail of their values (– is unknown, and not judged), of fewer the worst measured.\n", "| statistic | worst honest | expected | limits |", "|---|---|---|---|"]
     for name, values in limits.items():
-        worst = [max(_size(r.statistics[name][s]) for r in honest) for s in range(len(honest[0].statistics[name]))]
+        measured = bounds.having(name, honest)
+        worst = [max(_size(r.statistics[name][s]) for r in measured) for s in range(len(measured[0].statistics[name]))]
         told = " ".join("–" if v >= bounds.UNJUDGED else f"{v:.3g}" for v in values)
-        expected = [bounds.reach(name, s, honest) for s in range(len(worst))]
+        expected = [bounds.reach(name, s, measured) for s in range(len(worst))]
         lines.append(f"| {name} | {' '.join(f'{w:.3g}' for w in worst)} | {' '.join('–' if e == math.inf else f'{e:.3g}' for e in expected)} | {told} |")
     return lines
 

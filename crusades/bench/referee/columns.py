@@ -23,7 +23,7 @@ from crusades.bench.protocol import ParameterSpec
 from crusades.bench.referee.layout import Layout, Sample
 
 CHUNK_ELEMENTS = 1 << 26
-"""Tokens × coordinates held at once while a tap computes: 256 MB in float32."""
+"""Tokens × coordinates held at once while a tap computes: 256 MB in float32, half in bf16."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,14 @@ class _Tap:
     at: tuple[int, int]
 
     def contributions(self, x: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
-        """Each token's part of the gradient at this tap's coordinates: (tokens, coordinates), float32."""
+        """Each token's part of the gradient at this tap's coordinates: (tokens, coordinates), in the dtype of `dy`."""
         if self.kind == "bias":
-            return dy[:, self.rows].float()
+            return dy[:, self.rows]
         if self.kind == "embedding":
-            return (x[:, None] == self.rows[None, :]) * dy[:, self.cols].float()
+            return (x[:, None] == self.rows[None, :]) * dy[:, self.cols]
         if self.kind == "conv1d":
-            return x[:, self.rows].float() * dy[:, self.cols].float()
-        return dy[:, self.rows].float() * x[:, self.cols].float()
+            return x[:, self.rows] * dy[:, self.cols]
+        return dy[:, self.rows] * x[:, self.cols]
 
 
 class ColumnTaps:
@@ -123,6 +123,8 @@ class ColumnTaps:
         def hook(dy: torch.Tensor) -> None:
             flat_dy = dy.reshape(-1, dy.shape[-1])
             flat_x = _looked_up(module, x) if isinstance(module, nn.Embedding) else x.reshape(-1, x.shape[-1])
+            if not flat_dy.is_cuda:  # a card multiplies bf16 and adds in float32; a CPU would add in bf16, and slowly
+                flat_x, flat_dy = (t.float() if t.is_floating_point() else t for t in (flat_x, flat_dy))
             for tap in self._taps[module]:
                 self._accumulate(tap, flat_x, flat_dy)
 
@@ -134,7 +136,14 @@ class ColumnTaps:
         for start in range(first, last, step):
             stop = min(last, start + step)
             chunk = _Tap(tap.kind, tap.rows[start - first : stop - first], tap.cols[start - first : stop - first], (start, stop))
-            self.columns[:, start:stop] += self.indicator @ chunk.contributions(x, dy)
+            self.columns[:, start:stop] += self._by_part(chunk.contributions(x, dy))
+
+
+    def _by_part(self, contributions: torch.Tensor) -> torch.Tensor:
+        """(parts, coordinates) float32. Parts are zeros and ones, so that only the contributions' own rounding is in the sums."""
+        if contributions.dtype == torch.float32:
+            return self.indicator @ contributions
+        return torch.mm(self.indicator.to(contributions.dtype), contributions, out_dtype=torch.float32)
 
 
 def _looked_up(module: nn.Embedding, x: torch.Tensor) -> torch.Tensor:

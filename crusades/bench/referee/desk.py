@@ -14,7 +14,7 @@ from crusades.bench import mfu
 from crusades.bench import protocol as p
 from crusades.bench.referee import audit as audits
 from crusades.bench.referee import verdict
-from crusades.bench.referee.anchor import Keeper, compare
+from crusades.bench.referee.anchor import Claims, Keeper, compare
 from crusades.bench.referee.data import open_corpus
 from crusades.bench.referee.exam import Exam, optimizer_settings, prepare_exam
 from crusades.bench.referee.layout import draw_sample
@@ -33,7 +33,7 @@ def expected_of(exam: Exam, device: str) -> audits.Expected:
     """An exam as the audit wants it, on `device`."""
     groups = exam.sample.groups
     return audits.Expected(
-        weights=exam.weights.to(device), exp_avg_sq=exam.exp_avg_sq.to(device), gradient=exam.gradient.to(device),
+        weights=exam.weights.to(device), exp_avg_sq=exam.exp_avg_sq.to(device) if exam.whole else None, gradient=exam.gradient.to(device),
         columns=exam.columns.to(device), chosen=exam.plan.chosen.to(device), families=exam.parts[0].families, part_names=exam.parts[0].names,
         groups={"layer": (groups.layer.to(device), groups.layer_names), "kind": (groups.kind.to(device), groups.kind_names),
                 "tensor": (groups.tensor.to(device), groups.tensor_names)},
@@ -192,7 +192,7 @@ class Desk:
         run = self._run_record(order, outcome, verdict.judge(measured, self._profile.limits))
         reason = verdict.reason_of(run.audit)
         if reason is None:
-            self._keeper.keep(anchor, exam, outcome.reads, measured)
+            self._keeper.keep(anchor, exam, outcome.reads, measured, Claims(outcome.done.final_loss, outcome.logits))
         return p.Ran(run=run, reason=reason)
 
     def _run_record(self, order: p.DoRun, outcome: Outcome, audit: Audit) -> Run:
@@ -215,7 +215,9 @@ class Desk:
     def _measure(self, outcome: Outcome, exam: Exam) -> list[audits.Measured]:
         profile, tokens = self._profile, self._profile.steps * self._profile.batch_size * self._profile.sequence_length
         measured = audits.audit(outcome.reads, expected_of(exam, self._device), self._adam(), profile.audit.group_min)
-        return measured + verdict.result_statistics(outcome.done.final_loss, exam.losses[-1], outcome.logits, exam.logits, outcome.done.total_tokens, tokens)
+        if exam.whole:
+            measured += verdict.result_statistics(outcome.done.final_loss, exam.losses[-1], outcome.logits, exam.logits)
+        return [*measured, verdict.tokens_statistic(outcome.done.total_tokens, tokens)]
 
     def _adam(self) -> audits.Adam:
         return audits.Adam(**optimizer_settings(self._profile))

@@ -12,19 +12,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from crusades.bench.inside.model import make_optimizer
 from crusades.bench.referee.columns import ColumnPlan, ColumnTaps, Parts, draw_parts, plan_columns
 from crusades.bench.referee.data import Corpus
 from crusades.bench.referee.layout import Sample, draw_sample
+from crusades.bench.referee.loss import losses
 from crusades.bench.referee.models import Reference
 from crusades.hparams import Profile
 
 
 @dataclass
 class Exam:
-    """What one run is compared with. All tensors on the host; n sampled coordinates, c of them with columns, S steps."""
+    """What one run is compared with. All tensors on the host; n sampled coordinates, c of them with columns, S steps, R of
+    which the reference took (`reference_steps`)."""
 
     seed: bytes
     batches: np.ndarray
@@ -32,22 +33,28 @@ class Exam:
     sample: Sample
     plan: ColumnPlan
     parts: tuple[Parts, ...]
+    """Of each step that the reference took."""
     weights: torch.Tensor
-    """(S + 1, n) in the model's dtype; row 0 is the initial weights."""
+    """(R + 1, n) in the model's dtype; row 0 is the initial weights."""
     exp_avg_sq: torch.Tensor
-    """(S, n) in the model's dtype."""
+    """(R, n) in the model's dtype."""
     gradient: torch.Tensor
-    """(S, n) float32: the gradient of the mean loss of each step."""
+    """(R, n) float32: the gradient of the mean loss of each step."""
     columns: torch.Tensor
-    """(S, parts, c) float32: each part's share of `gradient` at the chosen coordinates."""
+    """(R, parts, c) float32: each part's share of `gradient` at the chosen coordinates."""
     losses: tuple[float, ...]
     logit_rows: torch.Tensor
     logit_columns: torch.Tensor
     logits: torch.Tensor
-    """(rows, columns) float32 of the last step."""
+    """(rows, columns) float32 of the last step; zeros when the reference did not take it."""
     seconds: float
     first_use_block: int | None = None
     served: set[str] = field(default_factory=set)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the reference took every step."""
+        return len(self.gradient) == len(self.batches)
 
     def may_serve(self, submission_id: str, commit_block: int) -> bool:
         """At most once per submission, and never one committed after the exam's first use."""
@@ -72,13 +79,13 @@ def prepare_exam(reference: Reference, corpus: Corpus, profile: Profile, initial
     sample = draw_sample(reference.layout, audit.coordinates, audit.min_per_tensor, generator)
     plan = plan_columns(reference.model, reference.layout, sample, audit.column_coordinates, generator)
     positions = profile.sequence_length - 1
-    parts = tuple(draw_parts(profile.batch_size, positions, audit.cells, generator, reference.device) for _ in range(steps))
+    parts = tuple(draw_parts(profile.batch_size, positions, audit.cells, generator, reference.device) for _ in range(min(audit.reference_steps, steps)))
     logit_rows = torch.randperm(profile.batch_size * positions, generator=generator)[: audit.logit_positions].sort().values
     logit_columns = torch.randperm(reference.vocabulary, generator=generator)[: audit.logit_columns].sort().values
     reference.restore(initial)
     pass_ = ReferencePass(reference, profile, sample, plan, logit_rows, logit_columns)
-    for step in range(steps):
-        pass_.step(batches[step], parts[step], last=step == steps - 1)
+    for step, parts_of_step in enumerate(parts):
+        pass_.step(batches[step], parts_of_step, last=step == steps - 1)
     return Exam(
         seed=seed, batches=batches, sample=sample, plan=plan, parts=parts, weights=torch.stack(pass_.weights), exp_avg_sq=torch.stack(pass_.exp_avg_sq),
         gradient=torch.stack(pass_.gradients), columns=torch.stack(pass_.columns), losses=tuple(pass_.losses), logit_rows=logit_rows,
@@ -114,13 +121,13 @@ class ReferencePass:
         gradient, columns = self.gradient(batch, parts, last=last)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        self.gradients.append(gradient)
-        self.columns.append(columns)
+        self.gradients.append(gradient.cpu())
+        self.columns.append(columns.cpu())
         self.weights.append(self._read(self._reference.memory.weights))
         self.exp_avg_sq.append(self._read(self._reference.memory.exp_avg_sq))
 
     def gradient(self, batch: np.ndarray, parts: Parts, *, last: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sampled gradient (n,) and columns (parts, c) of one batch at the present weights, in micro-batches, with taps on; on the host."""
+        """Sampled gradient (n,) and columns (parts, c) of one batch at the present weights, in micro-batches, with taps on; on the device."""
         reference, size = self._reference, self._profile.audit.micro_batch
         tokens = torch.from_numpy(batch).to(reference.device)
         loss = torch.zeros((), device=reference.device)
@@ -128,16 +135,16 @@ class ReferencePass:
             for start in range(0, len(tokens), size):
                 loss += self._micro_batch(tokens, slice(start, min(start + size, len(tokens))), parts, taps, last)
         self.losses.append(loss.item())
-        return self._sampled_gradient(), taps.columns.cpu()
+        return self._sampled_gradient(), taps.columns
 
     def _micro_batch(self, tokens: torch.Tensor, rows: slice, parts: Parts, taps: ColumnTaps, last: bool) -> torch.Tensor:
         x, y = tokens[rows, :-1], tokens[rows, 1:]
         logits = self._reference.model(x).logits
-        losses = F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), reduction="none")
-        taps.indicator = parts.indicator(rows, losses.detach().view(y.shape))
+        each = losses(logits.flatten(0, 1), y.flatten())
+        taps.indicator = parts.indicator(rows, each.detach().view(y.shape))
         if last:
             self._keep_logits(logits.detach(), rows)
-        loss = losses.sum() / (tokens.shape[0] * y.shape[1])
+        loss = each.sum() / (tokens.shape[0] * y.shape[1])
         loss.backward()
         return loss.detach()
 
@@ -152,4 +159,4 @@ class ReferencePass:
         for spec, (a, b), parameter in zip(self._reference.layout.specs, self._sample.bounds, self._reference.model.parameters(), strict=True):
             assert parameter.grad is not None
             got[a:b] = parameter.grad.flatten()[self._index[a:b] - spec.offset].float()
-        return got.cpu()
+        return got

@@ -24,10 +24,11 @@ from torch import nn
 from crusades.bench.inside.model import make_optimizer
 from crusades.bench.referee import audit as audits
 from crusades.bench.referee import verdict
-from crusades.bench.referee.anchor import Anchor, Kept, compare
+from crusades.bench.referee.anchor import Anchor, Claims, Kept, compare
 from crusades.bench.referee.desk import expected_of
 from crusades.bench.referee.exam import Exam, optimizer_settings
 from crusades.bench.referee.layout import layer_of
+from crusades.bench.referee.memory import host_buffer
 from crusades.bench.referee.models import Reference
 from crusades.bench.referee.reads import Reader
 from crusades.bench.referee.recipe import Recipe
@@ -119,15 +120,20 @@ class Lab:
         adam = audits.Adam(**optimizer_settings(self.profile))
         measured = audits.audit(reader.result(), expected_of(self.exam, self.reference.device), adam, self.profile.audit.group_min)
         tokens = self.profile.steps * self.profile.batch_size * self.profile.sequence_length
-        measured += verdict.result_statistics(loss, self.exam.losses[-1], logits, self.exam.logits, tokens, tokens)
+        measured.append(verdict.tokens_statistic(tokens, tokens))
+        if self.exam.whole:
+            measured += verdict.result_statistics(loss, self.exam.losses[-1], logits, self.exam.logits)
         self.reference.model.zero_grad(set_to_none=True)
-        return measured + self._anchored(reader.result(), adam), seconds
+        return measured + self._anchored(reader.result(), adam, Claims(loss, logits), recipe.first), seconds
 
-    def _anchored(self, reads: audits.Reads, adam: audits.Adam) -> list[audits.Measured]:
-        """Every step but the first at the variant's own weights: each statistic's values side by side."""
+    def _anchored(self, reads: audits.Reads, adam: audits.Adam, claims: Claims, first: int) -> list[audits.Measured]:
+        """Every step but the first at the variant's own weights: each statistic's values side by side; 0 in the steps before
+        `first`, which are plain eager training."""
         expected, found = expected_of(self.exam, self.reference.device), dict[str, audits.Measured]()
         for step, weights in self.copies.items():
-            kept = Kept(0, step, self.exam, weights, reads.weights[step].cpu(), reads.exp_avg[step : step + 2], ())
+            if step < first:
+                continue
+            kept = Kept(0, step, self.exam, weights, reads.weights[step].cpu(), reads.exp_avg[step : step + 2], claims, ())
             for m in compare(kept, self.reference, self.profile, expected, adam):
                 before = found.get(m.name, m)
                 found[m.name] = audits.Measured(m.name, (*before.values[:step], *m.values[step:]), (*before.where[:step], *m.where[step:]))
@@ -317,7 +323,7 @@ def _call(function: Any, module: nn.Linear, x: torch.Tensor) -> Any:
 def copies_for(reference: Reference, steps: int) -> dict[int, torch.Tensor]:
     """Buffers for the weights before every step but the first, on the host; make them once for many variants."""
     flat = reference.memory.weights
-    return {s: torch.empty(flat.shape, dtype=flat.dtype, pin_memory=reference.device == "cuda") for s in range(1, steps)}
+    return {s: host_buffer(len(flat), flat.dtype, reference.device) for s in range(1, steps)}
 
 
 def _load_submission(path: str) -> ModuleType:

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from crusades.bench.referee.verdict import ALWAYS, PREFIX, plain_name
+from crusades.bench.referee.verdict import ALWAYS, PREFIX, WORDS, plain_name
 
 ROOMS = (4096.0, 1024.0, 256.0, 64.0, 16.0, 8.0, 4.0)
 """Tried from the first on; a limit lies at least √4 = 2 times above the worst honest distance."""
@@ -29,7 +29,7 @@ EXAMS_FOR_A_TAIL = 8
 TAIL_SHARE, HEAVIEST = 1 / 6, 0.4
 """The tail's index is estimated (Hill 1975) from this share of the values; where it is larger than `HEAVIEST`, no number of
 exams that anybody would measure makes a limit safe."""
-UNLUCKY = 1e-5
+UNLUCKY = 1e-4
 """The share of honest values that may come as far out as the closest limit, by that tail."""
 FOLLOWS = 0.1
 """While the worst honest gradient error of a step is below this, honest trajectories are the reference's. Beyond, and where
@@ -82,16 +82,22 @@ def limits_with_room(results: list[Result], room: float) -> dict[str, list[float
     if not honest:
         raise ValueError("no honest result: nothing to set limits by")
     limits: dict[str, list[float]] = {}
-    for name, values in honest[0].statistics.items():
-        if name in ALWAYS:
+    for name in dict.fromkeys(name for r in honest for name in r.statistics):
+        if name in ALWAYS or plain_name(name) not in WORDS:  # the latter was measured once, and is no longer
             continue
         if name in EXACT:
             limits[name] = [EXACT_LIMITS[name]]
             continue
-        steps = [_limit(name, step, honest, shortcuts, room) for step in range(len(values))]
+        ours, theirs = having(name, honest), having(name, shortcuts)
+        steps = [_limit(name, step, ours, theirs, room) for step in range(len(ours[0].statistics[name]))]
         if any(math.isfinite(x) for x in steps):
             limits[name] = [float(f"{x:.4g}") for x in _fill(steps)]
     return limits
+
+
+def having(name: str, results: list[Result]) -> list[Result]:
+    """Those that have the statistic: results may be older than it is."""
+    return [r for r in results if name in r.statistics]
 
 
 def _limit(name: str, step: int, honest: list[Result], shortcuts: list[Result], room: float) -> float:
@@ -147,6 +153,8 @@ def caught_by(result: Result, limits: dict[str, list[float]]) -> list[tuple[str,
     """(statistic, worst value over its limit) of every statistic that rejects, worst first."""
     found = []
     for name, bound in limits.items():
+        if name not in result.statistics:
+            continue
         ratios = [_ratio(v, bound[min(s, len(bound) - 1)]) for s, v in enumerate(result.statistics[name])]
         if max(ratios) > 1:
             found.append((name, max(ratios)))
@@ -161,7 +169,7 @@ def _ratio(value: float | None, limit: float) -> float:
 
 def nearest(result: Result, limits: dict[str, list[float]]) -> float:
     """How close to rejection a result comes: its largest value over its limit."""
-    return max(_ratio(v, bound[min(s, len(bound) - 1)]) for name, bound in limits.items() for s, v in enumerate(result.statistics[name]))
+    return max(_ratio(v, bound[min(s, len(bound) - 1)]) for name, bound in limits.items() for s, v in enumerate(result.statistics.get(name, ())))
 
 
 def power(results: list[Result], limits: dict[str, list[float]]) -> list[dict[str, Any]]:

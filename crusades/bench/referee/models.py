@@ -57,8 +57,8 @@ class Reference:
         if self.device == "cuda":
             torch.cuda.synchronize()
 
-    def redraw(self, seed: int) -> torch.Tensor:
-        """New random initial weights (flat, on the host, pinned on a GPU); pretrained models keep theirs.
+    def redraw(self, seed: int, into: torch.Tensor | None = None) -> torch.Tensor:
+        """New random initial weights (flat, on the host, pinned on a GPU), in `into` if given; pretrained models keep theirs.
 
         Biases are zero, norms one, matrices N(0, initializer_range), as Hugging Face initialises the Llama family.
         """
@@ -73,7 +73,7 @@ class Reference:
                 view.fill_(1.0)
             elif kind != "bias":
                 view.normal_(0.0, std, generator=generator)
-        host = torch.empty(self.layout.elements, dtype=self.layout.dtype, pin_memory=self.device == "cuda")
+        host = memories.host_buffer(self.layout.elements, self.layout.dtype, self.device) if into is None else into
         return host.copy_(flat)
 
 
@@ -115,8 +115,7 @@ def load_reference(settings: Model, device: str, cache_dir: Path | None) -> Refe
         with torch.no_grad():
             for key, view in views.items():
                 view.copy_(parameters[key])
-        host = torch.empty(layout.elements, dtype=layout.dtype, pin_memory=device == "cuda")
-        reference.initial = host.copy_(shared_memory.weights)
+        reference.initial = memories.host_buffer(layout.elements, layout.dtype, device).copy_(shared_memory.weights)
     reference.restore()
     return reference
 

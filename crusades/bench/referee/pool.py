@@ -45,6 +45,8 @@ class ExamPool:
         self._reference, self._corpus, self._profile = reference, corpus, profile
         self._sets: list[ExamSet] = []
         self._seeds: set[bytes] = set()
+        self._spare: list[torch.Tensor] = []
+        """Buffers of retired weights: pinning host memory takes longer than drawing weights."""
 
     def available(self, submission_id: str, commit_block: int) -> int:
         """How many exams this submission may be served now."""
@@ -55,7 +57,7 @@ class ExamPool:
         started, before = time.monotonic(), self.available(submission_id, commit_block)
         missing = max(0, wanted - before)
         if missing:
-            fresh = ExamSet(self._reference.redraw(secrets.randbits(62)))
+            fresh = ExamSet(self._reference.redraw(secrets.randbits(62), self._spare.pop() if self._spare else None))
             self._sets.append(fresh)
             for _ in range(missing):
                 fresh.exams.append(prepare_exam(self._reference, self._corpus, self._profile, fresh.initial, self._new_seed()))
@@ -85,7 +87,10 @@ class ExamPool:
         retired: list[str] = []
         bound = max(self._profile.exam_pool, keep)
         while len(self._sets) > 1 and sum(len(s.exams) for s in self._sets) > bound:
-            retired += [e.seed.hex() for e in self._sets.pop(0).exams]
+            oldest = self._sets.pop(0)
+            retired += [e.seed.hex() for e in oldest.exams]
+            if oldest.initial is not self._reference.initial:  # pretrained weights are every set's
+                self._spare.append(oldest.initial)
         return tuple(retired)
 
 

@@ -46,8 +46,9 @@ def token_shortcuts(steps: int, batch: int, sizes: tuple[float, ...]) -> Iterato
     yield from _tokens(steps, sizes)
     yield from _sequences(steps, batch)
     yield from _steps(steps)
+    yield from _alone(0, "first step", steps, batch)
     if steps >= 3:
-        yield from _middle(steps // 2, steps, batch)
+        yield from _alone(steps // 2, "one middle step", steps, batch)
 
 
 def _tokens(steps: int, sizes: tuple[float, ...]) -> Iterator[Variant]:
@@ -95,14 +96,15 @@ def _steps(steps: int) -> Iterator[Variant]:
     yield Variant("no update in a middle step", "shortcut", Recipe(no_update=(steps // 2,), first=steps // 2), "steps", 1 / steps * 2 / 3)
 
 
-def _middle(step: int, steps: int, batch: int) -> Iterator[Variant]:
-    """One step between honest ones: early enough to be forgotten in the end, late enough for the drift to hide it."""
+def _alone(step: int, words: str, steps: int, batch: int) -> Iterator[Variant]:
+    """One step before or between honest ones: the first, which no anchor meets and where honest work already differs most; a
+    middle one, early enough to be forgotten in the end, late enough for the drift to hide it."""
 
-    def middle(name: str, weights: Weights, work: float, choice: str) -> Variant:
-        return Variant(f"{name}, one middle step", "shortcut", Recipe(weights=weights, first=step), "one middle step", work / steps, choice)
+    def alone(name: str, weights: Weights, work: float, choice: str) -> Variant:
+        return Variant(f"{name}, {words}", "shortcut", Recipe(weights=weights, first=step), words, work / steps, choice)
 
     for size in (0.05, 0.5):
-        yield middle(f"{size:.1%} of the tokens", random_tokens(size, (step,)), size * 2 / 3, "random")
-        yield middle(f"{size:.1%} easiest tokens", _easy_tokens(size, (step,)), size * 2 / 3, "least visible")
-    yield middle("half of the tokens reweighted", random_tokens(0.5, (step,), reweight=True), 1 / 3, "least visible")
-    yield middle(f"1 of {batch} sequences dropped", without_sequences(1, (step,), easiest=False), 1 / batch, "random")
+        yield alone(f"{size:.1%} of the tokens", random_tokens(size, (step,)), size * 2 / 3, "random")
+        yield alone(f"{size:.1%} easiest tokens", _easy_tokens(size, (step,)), size * 2 / 3, "least visible")
+    yield alone("half of the tokens reweighted", random_tokens(0.5, (step,), reweight=True), 1 / 3, "least visible")
+    yield alone(f"1 of {batch} sequences dropped", without_sequences(1, (step,), easiest=False), 1 / batch, "random")

@@ -14,6 +14,10 @@ Limits = dict[str, float | tuple[float, ...]]
 
 WORDS = {
     "gradient_error": "the gradient is not that of the batch",
+    "even_error": "the gradient is not that of the batch",
+    "typical_error": "most coordinates got a gradient that is a little off",
+    "layer_typical_error": "most of the gradient of {where} is a little off",
+    "kind_typical_error": "most of the gradient of the {where} parameters is a little off",
     "gradient_projection": "the gradient is too small or too large along the true one",
     "stale_gradient": "the gradient of the step before was used again",
     "outliers": "single coordinates got a gradient that is not theirs",
@@ -44,8 +48,8 @@ ALWAYS = {
 }
 """Statistics that are exactly 0 in honest work, whatever the profile: judged without calibration, and named before all others."""
 
-_CODES = {"optimizer_second_moment": "optimizer", "optimizer_weights": "optimizer", "final_loss": "result-mismatch",
-          "final_logits": "result-mismatch", "total_tokens": "result-mismatch"}  # fmt: skip
+_CODES = {"optimizer_second_moment": "optimizer", "optimizer_weights": "optimizer", "final_loss": "result-mismatch", "final_logits": "result-mismatch",
+          "anchor_final_loss": "result-mismatch", "anchor_final_logits": "result-mismatch", "total_tokens": "result-mismatch"}  # fmt: skip
 
 
 PREFIX = "anchor_"
@@ -143,10 +147,14 @@ def reason_of(audit: Audit) -> Reason | None:
                   measured=named.value, limit=named.limit)  # fmt: skip
 
 
-def result_statistics(final_loss: float | None, reference_loss: float, logits: torch.Tensor, reference_logits: torch.Tensor, tokens: int, expected_tokens: int) -> list[Measured]:
+def result_statistics(final_loss: float | None, reference_loss: float, logits: torch.Tensor, reference_logits: torch.Tensor) -> list[Measured]:
     """The contestant's claims about its result against the exam: they prove presence, not time (design.md §2)."""
     loss = math.nan if final_loss is None else abs(final_loss - reference_loss)
     centred = reference_logits - reference_logits.mean(dim=-1, keepdim=True)
     error = float((logits - reference_logits).norm() / centred.norm())
-    off = float(abs(tokens - expected_tokens)) / expected_tokens
-    return [Measured("final_loss", (loss,), ("",)), Measured("final_logits", (error,), ("",)), Measured("total_tokens", (off,), ("",))]
+    return [Measured("final_loss", (loss,), ("",)), Measured("final_logits", (error,), ("",))]
+
+
+def tokens_statistic(tokens: int, expected: int) -> Measured:
+    """The share by which the number of tokens that the contestant says it trained on is off."""
+    return Measured("total_tokens", (abs(tokens - expected) / expected,), ("",))
