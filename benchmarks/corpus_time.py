@@ -24,7 +24,7 @@ SLOTS = 2
 """Of the test; a start keeps one of them busy."""
 
 
-def evaluations() -> dict[str, object]:
+def through_the_judge() -> dict[str, object]:
     """The hostile submissions through the judge."""
     os.environ["OMP_NUM_THREADS"] = "1"  # as the test does
     sys.path[:0] = [str(ROOT / "tests" / "adversarial"), str(ROOT / "tests")]
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--judge-only", action="store_true")
     given = parser.parse_args()
     rest = None if given.judge_only else others()
-    judged = evaluations()
+    judged = through_the_judge()
     found: dict[str, object] = {"evaluations": judged}
     if rest is not None:
         found |= {"others_s": round(rest, 1), "seconds": round(rest + judged["seconds"], 1), "from_warm_sandboxes_s": round(rest + judged["without_starts_s"], 1)}

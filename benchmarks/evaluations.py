@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("path", type=Path, nargs="?", default=Path("examples/baseline.py"))
     parser.add_argument("--profile", default="tiny")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--times", type=int, default=1)
+    parser.add_argument("--times", type=int, default=1, choices=range(1, 1001), metavar="N")
     parser.add_argument("--runs", type=int)
     parser.add_argument("--record", type=Path, help="a file that has everything so far after every evaluation: a killed benchmark loses nothing")
     parser.add_argument("--unsafe-no-sandbox", action="store_true")

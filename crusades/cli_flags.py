@@ -131,7 +131,7 @@ def _for_operators(add: Add) -> None:
     command.add_argument("--sizes", metavar="S,S", help="sizes of the graded shortcuts, for example 0.01,0.1 (default: seven, from 0.005 to 0.5)")
     command.add_argument("--spread", type=_positive, default=0, metavar="N", help="exams more on which only the three widest honest variants are measured; with eight or more in all, limits allow for unlucky exams (default: 0)")
     command.add_argument("--each", type=_positive, default=0, metavar="N", help="at most N shortcuts of each dimension, small ones first (default: all)")
-    command.add_argument("--only", action="append", default=[], metavar="TEXT", help="only variants with TEXT in their names, on the exams of --spread, too; may be repeated")
+    command.add_argument("--only", action="append", default=[], metavar="TEXT", help="only variants with TEXT in their names that --out does not have yet, honest ones on the exams of --spread, too; may be repeated")
     command.add_argument("--honest", action="append", default=[], metavar="TRAIN_PY", help="an honest submission that joins the honest population; may be repeated")
     command.add_argument("--seconds", type=float, default=0.0, metavar="S", help="stop after about this long, to be resumed (default: never)")
     command.add_argument("--from-results", action="store_true", help="measure nothing: limits and report from the results in --out, by today's rules")

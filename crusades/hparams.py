@@ -281,10 +281,19 @@ class HParams(Section, frozen=True, kw_only=True):
 
     def rules_version(self, name: str | None = None) -> str:
         """`<version>+<8 hex>`: the competition's version and a hash of everything a miner can feel."""
-        felt = [self.competition.version, name or self.competition.profile, self.profile(name), self.fetch.max_bytes, self.sandbox, self.scoring]
+        felt = [self.competition.version, name or self.competition.profile, _felt(self.profile(name)), self.fetch.max_bytes, self.sandbox, self.scoring]
         if self.chain.fee_rao or self.chain.min_commit_interval:  # left out where unused, so that older versions keep their names
             felt += [self.chain.fee_rao, self.chain.fee_address, self.chain.min_commit_interval]
         return f"{self.competition.version}+{hashlib.sha256(msgspec.json.encode(felt)).hexdigest()[:8]}"
+
+
+def _felt(profile: Profile) -> dict[str, Any]:
+    """A profile without the settings that came later, where they are as if they had not: older versions keep their names."""
+    found: dict[str, Any] = msgspec.to_builtins(profile)
+    for name in ("fine_cells", "reference_steps"):
+        if found["audit"][name] == getattr(AuditSettings(), name):
+            del found["audit"][name]
+    return found
 
 
 def default_path() -> Path:
@@ -320,5 +329,7 @@ def _read(table: dict[str, Any]) -> HParams:
         checks.check_limits(limits, f"profiles.{name}.limits", profile.steps)
         checks.check_profile(name, profile)
     whole = checks.typed(table, HParams)
+    for name, profile in whole.profiles.items():
+        checks.check_reference(name, profile)
     checks.check_fee(whole.chain)
     return whole

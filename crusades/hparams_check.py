@@ -33,6 +33,10 @@ STATISTICS = frozenset({
 """Everything that the referee measures: a limit under any other name would judge nothing. A test compares this with the referee."""
 
 
+UNJUDGED = 1e9
+"""The limit of a step that a statistic cannot judge: TOML and JSON have no common word for infinity."""
+
+
 def typed(value: Any, kind: type[T], at: str = "") -> T:
     """`value`, which stands at the key `at`, as `kind`. Raises ConfigError with the full path of the offending key."""
     try:
@@ -96,6 +100,25 @@ def _contradictions(profile: Profile) -> Iterator[str]:
     if (judged := profile.audit.reference_steps + met) < profile.steps:
         yield (f"audit.reference_steps is {profile.audit.reference_steps} and {met} late steps are anchored: {profile.steps - judged} of {profile.steps} steps would not be judged; "
                "raise reference_steps, or anchor more steps")  # fmt: skip
+
+
+_WHOLE = ("final_loss", "final_logits", "update_error")
+"""Statistics that need a reference that took every step."""
+_WITHOUT_REFERENCE = ("optimizer_second_moment", "optimizer_weights", "total_tokens")
+
+
+def check_reference(name: str, profile: Profile) -> None:
+    """A step that the reference does not take measures 0: a limit there would look as if it judged something. Raises ConfigError."""
+    known = profile.audit.reference_steps
+    if known >= profile.steps:
+        return
+    for statistic, limit in profile.limits.items():
+        if statistic.startswith("anchor_") or statistic in _WITHOUT_REFERENCE:
+            continue
+        bounds = limit if isinstance(limit, tuple) else (limit,)
+        if statistic in _WHOLE or min(bounds[known:] if len(bounds) > 1 else bounds, default=UNJUDGED) < UNJUDGED:
+            raise ConfigError(f"profiles.{name}.limits.{statistic} judges steps that the reference does not take (audit.reference_steps = {known}): "
+                              "remove the profile's limits, and recalibrate with `crusades calibrate --write`, which leaves them out")  # fmt: skip
 
 
 def check_fee(chain: Chain) -> None:

@@ -44,7 +44,7 @@ def runs_text(runs: Sequence[Run]) -> str:
     for run in runs:
         peak = f"{run.peak_memory_bytes / 2**30:.1f} GiB" if run.peak_memory_bytes else "–"
         name = f"{run.index}" if run.scored else "warm-up"
-        numbers = [f"{run.seconds:.3f}", f"{run.mfu:.2f}", f"{run.tokens_per_second:,.0f}", f"{run.final_loss:.4f}", peak]
+        numbers = [f"{run.seconds:.3f}", f"{run.mfu:.2f}", f"{run.tokens_per_second:,.0f}", "–" if run.final_loss is None else f"{run.final_loss:.4f}", peak]
         rows.append([name, *numbers, f"void: {run.void}" if run.void else _nearest(run)])
     text = table(rows, right="12345")
     scored = [run for run in runs if run.scored and run.step_seconds]

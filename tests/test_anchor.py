@@ -115,6 +115,27 @@ def test_the_result_is_compared_at_the_contestants_own_weights_behind_drift(lab)
     assert found["anchor_final_logits"].values[0] < 1e-4 < found["final_logits"].values[0]
 
 
+def test_where_the_reference_takes_one_step_the_others_are_judged_at_their_anchors(reference, profile):
+    short = msgspec.structs.replace(profile, audit=msgspec.structs.replace(profile.audit, reference_steps=1))
+    exam = prepare_exam(reference, SyntheticCorpus(reference.vocabulary), short, reference.initial, b"b" * 16)
+    lab = Lab(reference, short, exam, reference.initial, copies=copies_for(reference, STEPS))
+
+    def without_a_tenth(lab, step, losses):
+        weights = torch.ones_like(losses)
+        if step == STEPS - 1:
+            weights[:, :3] = 0.0
+        return weights
+
+    honest, cheat = measured(lab), measured(lab, weights=without_a_tenth, first=STEPS - 1)
+    assert not {"final_loss", "final_logits", "update_error"} & set(honest)
+    assert honest["gradient_error"].values[1:] == (0.0,) * (STEPS - 1)
+    for name in ("gradient_error", "even_error", "typical_error", "cell_spread"):
+        assert 0 < honest[f"anchor_{name}"].values[-1] < 1e-3
+        assert cheat[f"anchor_{name}"].values[-1] > 30 * honest[f"anchor_{name}"].values[-1]
+        assert cheat[f"anchor_{name}"].values[1] == 0.0, "before its first step it is eager training, which is not compared again"
+    assert honest["anchor_final_loss"].values[0] < 1e-5
+
+
 def test_only_the_last_step_has_a_result(lab, reference, profile):
     exam = lab.exam
     for step, has in ((1, False), (STEPS - 1, True)):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from crusades.bench.referee import audit as audits
-from crusades.bench.referee.verdict import judge, reason_of
+from crusades.bench.referee.verdict import finite_result, judge, reason_of
 
 ADAM = audits.Adam(learning_rate=1e-4, beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.1)
 STEPS, PARTS, COORDINATES = 4, 6, 4000
@@ -144,11 +144,19 @@ def test_a_little_missing_everywhere_moves_the_typical_error_and_much_in_a_few_p
     gradient[2, ::10] = 0
     gradient[3, : COORDINATES // 2] *= 0.98
     found = world.audit(gradient)
-    assert found["typical_error"].values == pytest.approx((0, 0.01, 0, 0.01), abs=0.0101)
     assert found["typical_error"].values[1] == pytest.approx(0.01, rel=0.05)
     assert found["typical_error"].values[2] < 1e-3
     assert found["layer_typical_error"].values[3] == pytest.approx(0.02, rel=0.05)
     assert found["layer_typical_error"].where[3] == "layer 0"
+
+
+def test_a_tensor_that_should_have_no_gradient_must_not_have_one_unseen(world):
+    gradient = world.gradient.clone()
+    gradient[:, COORDINATES * 3 // 4 :] = 0
+    short = dataclasses.replace(world.expected, weights=world.expected.weights[:2], exp_avg_sq=None, gradient=gradient[:1], columns=world.expected.columns[:1])
+    honest, found = ({m.name: m.values[0] for m in audits.audit(adamw(g, world.initial), short, ADAM, group_min=10)} for g in (gradient, world.gradient))
+    assert honest["even_error"] < 1e-3
+    assert found["even_error"] > 0.5
 
 
 def test_coordinates_without_a_gradient_are_no_part_of_the_typical_error(world):
@@ -200,6 +208,15 @@ def test_a_groups_infinite_gradient_is_infinitely_wrong(world):
     found = {m.name: m for m in audits.audit(reads, world.expected, ADAM, group_min=10)}
     assert found["layer_error"].values[1] == math.inf
     assert found["layer_error"].where[1] == "layer 0"
+
+
+@pytest.mark.parametrize(("loss", "logit", "share"), [(2.5, 0.0, 0), (None, 0.0, 1), (math.inf, 0.0, 1), (2.5, math.nan, 1), (None, -math.inf, 2)])
+def test_a_result_that_is_no_number_fails_without_any_limit(loss, logit, share):
+    logits = torch.zeros(4, 3)
+    logits[1, 1] = logit
+    judged = judge([finite_result(loss, logits)], {})
+    assert judged.statistics[0].value == share / 13
+    assert (reason_of(judged).code if share else reason_of(judged)) == (1402 if share else None)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

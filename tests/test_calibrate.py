@@ -146,6 +146,35 @@ def test_limits_and_runs_may_change_between_two_pieces(calibrate, profile):
     assert calibrate(profile=msgspec.structs.replace(profile, runs=9, limits={})) == (True, [])
 
 
+def test_a_joined_file_of_another_workload_is_refused(calibrate, log):
+    calibrate()
+    lines = log.read_bytes().splitlines(keepends=True)
+    other = json.loads(lines[0])
+    other["header"]["batch_size"] = 99
+    log.write_bytes(b"".join([*lines, json.dumps(other, separators=(",", ":")).encode() + b"\n", lines[1]]))
+    with pytest.raises(ConfigError, match="batch_size was 99, now 4"):
+        calibrate()
+
+
+def test_a_failure_does_not_take_the_place_of_what_was_measured(calibrate, log):
+    calibrate()
+    lines = log.read_bytes().splitlines(keepends=True)
+    failed = json.loads(lines[1]) | {"error": "out of memory", "statistics": {}}
+    log.write_bytes(b"".join([*lines, json.dumps(failed).encode() + b"\n"]))
+    assert [r.error for r in cal.read_results(log)] == [""] * len(FEW)
+
+
+@pytest.mark.parametrize(("setting", "value", "said"), [("reference_steps", 1, "audit.reference_steps was 4, now 1"), ("fine_cells", 9, "audit.fine_cells was 8, now 9")])
+def test_a_header_from_before_a_setting_means_what_was_done_then(calibrate, profile, log, setting, value, said):
+    calibrate(profile=msgspec.structs.replace(profile, audit=msgspec.structs.replace(profile.audit, fine_cells=8)))
+    lines = log.read_bytes().splitlines(keepends=True)
+    header = json.loads(lines[0])
+    del header["header"]["audit.reference_steps"], header["header"]["audit.fine_cells"]
+    log.write_bytes(json.dumps(header, separators=(",", ":")).encode() + b"\n" + b"".join(lines[1:]))
+    with pytest.raises(ConfigError, match=said):
+        calibrate(profile=msgspec.structs.replace(profile, audit=msgspec.structs.replace(profile.audit, **{"fine_cells": 8, setting: value})))
+
+
 def test_a_file_from_before_there_were_headers_goes_on(calibrate, log):
     calibrate()
     log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[1:-1]))

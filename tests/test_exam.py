@@ -1,5 +1,7 @@
 """Exams on a real (tiny) model: columns add up to gradients, nothing repeats, and who may be served which."""
 
+import dataclasses
+
 import msgspec
 import numpy as np
 import pytest
@@ -115,12 +117,29 @@ def test_the_pool_is_bounded_and_retired_seeds_are_told(pool):
     assert all(len(seed) == 32 for seed in retired)
 
 
+def initials(pool, names):
+    """What each of these submissions, none of which may share exams, starts from."""
+    found = []
+    for name in names:
+        pool.ensure(name, NOBODY, 2)
+        found.append(pool.take(name, NOBODY, block=1)[1])
+        pool.take(name, NOBODY, block=1)
+    return found
+
+
 def test_the_buffer_of_retired_weights_is_used_again(pool):
-    first = pool._reference.redraw(1)
-    pool._spare.append(first)
-    pool.ensure("s", 10, 1)
-    _, initial = pool.take("s", 10, block=20)
-    assert initial is first
+    found = initials(pool, "abcdef")
+    assert len({id(initial) for initial in found}) < 6
+    assert len({id(each.initial) for each in pool._sets}) == len(pool._sets), "no buffer serves two sets at a time"
+
+
+def test_weights_that_every_set_shares_are_never_drawn_over(reference, corpus, profile):
+    trained = dataclasses.replace(reference, pretrained=True)
+    before = trained.initial.clone()
+    pool = ExamPool(trained, corpus, profile)
+    assert all(initial is trained.initial for initial in initials(pool, "abcdef"))
+    assert pool._spare == []
+    assert torch.equal(trained.initial, before)
 
 
 def test_every_set_starts_from_new_weights(pool):

@@ -99,7 +99,25 @@ def test_every_late_step_is_anchored_in_a_scored_run_or_none_is(file, number):
 def test_a_step_that_neither_the_reference_takes_nor_an_anchor_meets_is_refused(file):
     with pytest.raises(ConfigError, match=r"profiles\.tiny\.audit\.reference_steps is 1 and 3 late steps are anchored: 1 of 5 steps would not be judged"):
         hparams.load(file(("anchored_runs = 4", "anchored_runs = 4\nanchor_steps = 3\nreference_steps = 1")))
-    assert hparams.load(file(("anchored_runs = 4", "anchored_runs = 4\nreference_steps = 1"))).profile("tiny").audit.reference_steps == 1
+    loaded = hparams.load(file(("anchored_runs = 4", "anchored_runs = 4\nreference_steps = 1"), limits("")))
+    assert loaded.profile("tiny").audit.reference_steps == 1
+
+
+@pytest.mark.parametrize("lines", ["final_loss = 0.1", "update_error = [1e9, 1e9, 1e9, 1e9, 0.1]", "silent = 0.1", "silent = [0.1, 0.1, 1e9, 1e9, 1e9]"])
+def test_a_limit_for_a_step_that_the_reference_does_not_take_is_refused(file, lines):
+    short = ("anchored_runs = 4", "anchored_runs = 4\nreference_steps = 1")
+    with pytest.raises(ConfigError, match=rf"profiles\.tiny\.limits\.{lines.split()[0]} judges steps that the reference does not take .*recalibrate"):
+        hparams.load(file(short, limits(lines)))
+    kept = "silent = [0.1, 1e9, 1e9, 1e9, 1e9]\noptimizer_weights = 1.0\ntotal_tokens = 0.0\nanchor_silent = 0.1"
+    assert len(hparams.load(file(short, limits(kept))).profile("tiny").limits) == 4
+
+
+def test_settings_that_came_later_leave_the_name_of_older_rules_as_it_was(file):
+    """A submission is judged by the rules of its block, which are found by that name."""
+    plain = hparams.load(ROOT / "hparams.toml")
+    assert plain.rules_version("tiny") == hparams.load(file(("anchored_runs = 4", "anchored_runs = 4\nfine_cells = 32\nreference_steps = 1000000"))).rules_version("tiny")
+    assert plain.rules_version("tiny") != hparams.load(file(("anchored_runs = 4", "anchored_runs = 4\nfine_cells = 64"))).rules_version("tiny")
+    assert plain.rules_version("smol") == "1+485bf463"
 
 
 @pytest.mark.parametrize(("network", "wanted"), [("dev", ("tiny",)), ("finney", ("qwen2.5-3b",)), ("ws://127.0.0.1:9944", ("qwen2.5-3b", "tiny"))])

@@ -10,11 +10,15 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 import trio
 
 from crusades import hparams, nvml
 from crusades.bench.evaluate import Job, open_slot
 from crusades.bench.local import BenchConfig, bench_slot
+from crusades.bench.referee.data import SyntheticCorpus
+from crusades.bench.referee.exam import prepare_exam
+from crusades.bench.referee.memory import host_buffer
 from crusades.bench.referee.models import load_reference
 from crusades.errors import DeviceFault
 from crusades.records import Outcome, Source
@@ -188,6 +192,28 @@ def test_the_next_submission_is_judged_right(found, name):
 
 def test_no_submission_took_the_referee_down(found):
     assert found["same referee"]
+
+
+def test_a_host_buffer_is_pinned_exactly_as_long_as_it_lives():
+    for _ in range(3):  # the same address again, most likely: a forgotten registration would fail
+        buffer = host_buffer(3 << 20, torch.bfloat16, "cuda")
+        assert buffer.is_pinned()
+        assert len(buffer) == 3 << 20
+        assert torch.equal(buffer.cuda().cpu(), buffer)
+        del buffer
+
+
+def test_columns_in_bf16_add_up_to_the_gradient():
+    profile = hparams.load(ROOT / "hparams.toml").profile("tiny")
+    profile = msgspec.structs.replace(profile, model=msgspec.structs.replace(profile.model, dtype="bfloat16"), audit=msgspec.structs.replace(profile.audit, coordinates=20_000, reference_steps=1))
+    reference = load_reference(profile.model, "cuda", None)
+    try:
+        exam = prepare_exam(reference, SyntheticCorpus(reference.vocabulary), profile, reference.initial)
+    finally:
+        reference.memory.close()
+    whole = exam.gradient[0][exam.plan.chosen]
+    for first, last in exam.parts[0].families.values():
+        assert float((exam.columns[0, first:last].sum(0) - whole).norm() / whole.norm()) < 0.01
 
 
 def test_six_gigabytes_of_weights_are_restored_in_less_than_a_third_of_a_second():

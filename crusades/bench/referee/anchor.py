@@ -1,8 +1,8 @@
 """An anchored step: one step's gradient compared at the *contestant's own* weights.
 
 The exam's reference trains its own copy of the model, and by step 5 honest rounding has carried the two apart: on an
-H100 (Qwen2.5-3B, bf16) honest gradients of the last step differ from the reference's by up to 65 %, those of the first
-by 13 % at most (docs/calibration). A shortcut in a late step hides in that difference. So before a
+H100 (Qwen2.5-3B, bf16) honest gradients of the last step differed from the reference's by up to 65 %, those of the first
+by 13 % at most (in Adam's unit; docs/log.md, 2026-11-24). A shortcut in a late step hides in that difference. So before a
 late step the referee copies all weights as they stand in the shared memory, and when the contestant is dead it computes
 that step's gradient, with its columns, from the copy. What remains is the noise of a single step.
 

@@ -5,8 +5,8 @@ memory. Its gradient follows from the first moment, linearly, without Adam's nor
 
     g_s = (m_s − β1·m_{s−1}) / (1 − β1)
 
-compared with the reference's ĝ_s in units of D = 1 / (√v̂ + ε), so that every layer counts as Adam counts it. Noise of
-honest arithmetic is random; a shortcut lacks what the skipped work would have added. So, besides the error of g_s, it
+compared with the reference's ĝ_s in units of D = 1 / (√v̂ + ε), so that every layer counts as Adam counts it, or, where v̂ is
+not known and for some statistics always, of its tensor's rms (`_even`). Noise of honest arithmetic is random; a shortcut lacks what the skipped work would have added. So, besides the error of g_s, it
 is regressed on the reference's gradients of the *parts* of the step: honest work has coefficient 1 for every part.
 
 Every statistic is a vector over the steps, oriented so that larger is worse and honest work is near 0. Limits come from
@@ -25,7 +25,7 @@ from crusades.bench.referee.measured import Adam, Expected, Measured, Reads, per
 __all__ = ["Adam", "Expected", "Measured", "Reads", "anchored", "audit", "gradients", "share", "solve"]
 
 STRONG = 1.0
-"""A coordinate is strong in a step when |D·ĝ| is at least this many times its rms: noise seldom changes it by much."""
+"""A coordinate is strong in a step when |D·ĝ| (or what stands for D) is at least this many times its rms: noise seldom changes it by much."""
 OFF_BY = 0.75
 """A strong coordinate is an outlier when its gradient is off by more than this share of itself."""
 SILENT = 0.01
@@ -74,7 +74,7 @@ def _initial(reads: Reads, expected: Expected) -> Measured:
 
 def anchored(exp_avg: torch.Tensor, expected: Expected, adam: Adam, steps: int, group_min: int) -> list[Measured]:
     """Every statistic of one step's gradient. `exp_avg` (2, n) before and after it; `expected.gradient` (1, n) and `columns`
-    (1, parts, c) are those at the contestant's own weights; `steps` is how many the exam has (its v̂ is the unit)."""
+    (1, parts, c) are those at the contestant's own weights; `steps` is how many the exam has (its v̂ is the unit, if it is known)."""
     even = _even(expected)
     scale = even if expected.exp_avg_sq is None else _scale(expected.exp_avg_sq, adam, steps)
     return _of_gradients(gradients(exp_avg, adam.beta1), scale, even, expected, group_min)
@@ -95,7 +95,9 @@ def _even(expected: Expected) -> torch.Tensor:
     ids, names = expected.groups["tensor"]
     energy = torch.zeros(len(expected.gradient), len(names), dtype=torch.float64, device=ids.device).index_add_(1, ids, expected.gradient.double().square())
     rms = (energy / torch.bincount(ids, minlength=len(names)).clamp_min(1)).sqrt()
-    return torch.where(rms > 0, 1 / rms, torch.zeros_like(rms)).float()[:, ids]
+    least = rms.masked_fill(rms == 0, torch.inf).amin(dim=1, keepdim=True)
+    size = torch.where(rms > 0, rms, least.nan_to_num(posinf=1.0))  # a tensor that should have no gradient must not have one unseen
+    return (1 / size.clamp_min(1e-30)).float()[:, ids]
 
 
 def _of_gradients(plain: torch.Tensor, scale: torch.Tensor, even: torch.Tensor, expected: Expected, group_min: int) -> list[Measured]:
@@ -207,7 +209,7 @@ def _group_sums(g: torch.Tensor, ref: torch.Tensor, ids: torch.Tensor, groups: i
 def _attributions(g: torch.Tensor, scale: torch.Tensor, expected: Expected) -> list[Measured]:
     """Coefficients of every part, relative to those of the reference's own gradient: the worst, and the rms over cells."""
     scale = scale.expand_as(g)
-    target, base, weight = ((x * scale)[:, expected.chosen] for x in (g, expected.gradient, torch.ones_like(scale)))
+    target, base, weight = (g * scale)[:, expected.chosen], (expected.gradient * scale)[:, expected.chosen], scale[:, expected.chosen]
     found = []
     for family, (first, last) in expected.families.items():
         worst, where, spread = [], [], []

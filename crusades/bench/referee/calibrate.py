@@ -56,7 +56,8 @@ class CalibrateConfig:
     each: int = 0
     """At most so many shortcuts of each dimension, the small ones first; 0 = all."""
     only: tuple[str, ...] = ()
-    """Only variants with one of these in their names, on the exams of `spread`, too; empty = all."""
+    """Only variants with one of these in their names, honest ones on the exams of `spread`, too; empty = all. What the folder has
+    is not measured again: take another, and join the files."""
     submissions: tuple[Path, ...] = ()
     """Honest train.py files of ours that join the honest population."""
     cache_dir: Path | None = None
@@ -112,7 +113,7 @@ def rewrite(config: CalibrateConfig) -> None:
     Raises ConfigError when there are none, or they are of another workload than the profile's.
     """
     log = config.out / "results.jsonl"
-    header = read_header(log)
+    header = next(iter(read_headers(log)), {})
     done = open_results(log, header_of(config) | {place: header.get(place) for place in PLACE}) if header else []
     if not any(r.population == "honest" and not r.error for r in done):
         raise ConfigError(f"{log} has no results to take limits from: run the same command without --from-results")
@@ -184,6 +185,7 @@ def header_of(config: CalibrateConfig) -> dict[str, Any]:
     for name in WORKLOAD:
         value = msgspec.json.decode(msgspec.json.encode(getattr(config.profile, name)))
         header |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+    header["audit.reference_steps"] = min(header["audit.reference_steps"], config.profile.steps)
     return {k: v for k, v in header.items() if not k.startswith("audit.anchor")}  # how many there are moves nothing
 
 
@@ -195,10 +197,12 @@ def device_name(device: str) -> str:
 def open_results(log: Path, header: dict[str, Any]) -> list[Result]:
     """The results so far; a new file begins with `header`. Files from before there were headers have none, nor those from
     before there was a setting its value. ConfigError when they are not of the same workload: limits come from one population."""
-    done, other = "use another --out, or remove the folder to start over", read_header(log)
-    if differs := [k for k in header if header[k] != other.get(k, header[k])]:
-        told = "; ".join(f"{k} was {other[k]!r}, now {header[k]!r}" for k in differs)
-        raise ConfigError(f"{log} holds results of another calibration ({told}); {done}")
+    done = "use another --out, or remove the folder to start over"
+    for other in read_headers(log):
+        before = {"audit.reference_steps": other.get("steps"), "audit.fine_cells": other.get("audit.cells"), **other}
+        if differs := [k for k in header if header[k] != before.get(k, header[k])]:
+            told = "; ".join(f"{k} was {before[k]!r}, now {header[k]!r}" for k in differs)
+            raise ConfigError(f"{log} holds results of another calibration ({told}); {done}")
     found = read_results(log)
     for result in found:
         if not result.error and header["anchored"] != any(name.startswith(PREFIX) for name in result.statistics):
@@ -219,13 +223,17 @@ def _end_last_line(log: Path) -> None:
             file.write(b"\n")
 
 
-def read_header(log: Path) -> dict[str, Any]:
-    """What the first line says; nothing where there is no file, or one from before there were headers."""
-    first = log.read_bytes().partition(b"\n")[0] if log.exists() else b""
-    try:
-        return msgspec.json.decode(first, type=_First).header
-    except msgspec.DecodeError:
-        return {}
+def read_headers(log: Path) -> list[dict[str, Any]]:
+    """What the first line says, and the others that came with files that were joined to it; none where there is no file, or one
+    from before there were headers."""
+    found = []
+    for line in log.read_bytes().splitlines() if log.exists() else []:
+        if line.startswith(b'{"header"'):
+            try:
+                found.append(msgspec.json.decode(line, type=_First).header)
+            except msgspec.DecodeError:
+                continue  # cut short by a crash
+    return found
 
 
 class _First(msgspec.Struct):
@@ -233,15 +241,17 @@ class _First(msgspec.Struct):
 
 
 def read_results(log: Path) -> list[Result]:
-    """Every complete line; a line that a crash cut short is measured again. The last one of a variant and exam counts, so that
-    files may be joined."""
+    """Every complete line; a line that a crash cut short is measured again. The last one of a variant and exam that was measured
+    counts, so that files may be joined."""
     found = dict[tuple[str, int], Result]()
     for line in log.read_bytes().splitlines() if log.exists() else []:
         try:
             result = msgspec.json.decode(line, type=Result)
         except msgspec.DecodeError:
             continue  # the header, or the last line of an interrupted run
-        found[result.variant, result.exam] = result
+        place = result.variant, result.exam
+        if not result.error or place not in found:
+            found[place] = result
     return list(found.values())
 
 

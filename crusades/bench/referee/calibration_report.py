@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 from crusades.bench.referee import limits as bounds
 from crusades.bench.referee.limits import Result
+from crusades.hparams_check import UNJUDGED
 
 ESTIMATE = """Work and time are estimates by arithmetic share: the products that a shortcut leaves out over all products of a run (forward, input
 gradients and weight gradients count alike; a product in half the precision counts half), as if every product took the same time and
@@ -25,7 +24,7 @@ def report(origin: str, results: list[Result], limits: dict[str, list[float]], p
     """The whole report in Markdown. `population`: names of every variant that might have been measured."""
     usable = [r for r in results if not r.error]
     honest = [r for r in usable if r.population == "honest"]
-    lines = [f"# Calibration\n\n{origin}\n", *_summary(usable, honest, limits), *_caught(usable, limits), *_limits(honest, limits), *_variants(usable, limits)]
+    lines = [f"# Calibration\n\n{origin}\n", *_summary(usable, honest, limits), *_caught(usable, limits), *_limits(usable, limits), *_variants(usable, limits)]
     failed = [f"- {r.variant} (exam {r.exam}): {r.error}" for r in results if r.error]
     left_out = [f"- {name}" for name in population if name not in {r.variant for r in results}]
     if failed or left_out:
@@ -51,15 +50,28 @@ def _caught(usable: list[Result], limits: dict[str, list[float]]) -> list[str]:
     return lines
 
 
-def _limits(honest: list[Result], limits: dict[str, list[float]]) -> list[str]:
-    lines = ["\n## Limits\n", f"By step; – where honest work and shortcuts overlap and the step is not judged. Expected: how far out honest work may stand, of {bounds.EXAMS_FOR_A_TAIL} exams or more by the tail of their values (– is unknown, and not judged), of fewer the worst measured.\n", "| statistic | worst honest | expected | limits |", "|---|---|---|---|"]
+LIMITS = f"""By step; – where honest work and shortcuts overlap and the step is not judged, · where nothing is measured. Expected: how far out
+honest work may stand, of {bounds.EXAMS_FOR_A_TAIL} exams or more by the tail of their values (– is unknown, and not judged), of fewer the worst measured.
+Results: honest ones and shortcuts that have the statistic.
+"""
+
+
+def _limits(usable: list[Result], limits: dict[str, list[float]]) -> list[str]:
+    lines = ["\n## Limits\n", LIMITS, "| statistic | results | worst honest | expected | limits |", "|---|---|---|---|---|"]
     for name, values in limits.items():
-        measured = bounds.having(name, honest)
-        worst = [max(_size(r.statistics[name][s]) for r in measured) for s in range(len(measured[0].statistics[name]))]
-        told = " ".join("–" if v >= bounds.UNJUDGED else f"{v:.3g}" for v in values)
-        expected = [bounds.reach(name, s, measured) for s in range(len(worst))]
-        lines.append(f"| {name} | {' '.join(f'{w:.3g}' for w in worst)} | {' '.join('–' if e == math.inf else f'{e:.3g}' for e in expected)} | {told} |")
+        measured = bounds.having(name, usable)
+        honest = [r for r in measured if r.population == "honest"]
+        steps = range(len(honest[0].statistics[name]))
+        dead = {s for s in steps if len(steps) > 1 and not any(r.statistics[name][s] for r in measured) and None not in (r.statistics[name][s] for r in measured)}
+        worst = [max(_size(r.statistics[name][s]) for r in honest) for s in steps]
+        cells = [_by_step(column, dead) for column in (worst, [bounds.reach(name, s, honest) for s in steps], values)]
+        count = f"{len(honest)} + {sum(r.population == 'shortcut' for r in measured)}"
+        lines.append(f"| {name} | {count} | {' | '.join(cells)} |")
     return lines
+
+
+def _by_step(values: list[float], dead: set[int]) -> str:
+    return " ".join("·" if s in dead and len(values) > 1 else "–" if v >= UNJUDGED else f"{v:.3g}" for s, v in enumerate(values))
 
 
 def _variants(usable: list[Result], limits: dict[str, list[float]]) -> list[str]:

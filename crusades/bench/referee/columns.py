@@ -138,7 +138,6 @@ class ColumnTaps:
             chunk = _Tap(tap.kind, tap.rows[start - first : stop - first], tap.cols[start - first : stop - first], (start, stop))
             self.columns[:, start:stop] += self._by_part(chunk.contributions(x, dy))
 
-
     def _by_part(self, contributions: torch.Tensor) -> torch.Tensor:
         """(parts, coordinates) float32. Parts are zeros and ones, so that only the contributions' own rounding is in the sums."""
         if contributions.dtype == torch.float32:

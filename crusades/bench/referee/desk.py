@@ -89,7 +89,7 @@ class Desk:
         corpus = open_corpus(order.profile.data, self._reference.vocabulary, cache)
         self._pool = ExamPool(self._reference, corpus, order.profile)
         self._keeper = Keeper(self._reference, order.profile)
-        self._typical = draw_sample(self._reference.layout, order.profile.audit.coordinates, order.profile.audit.min_per_tensor, torch.Generator())
+        self._typical_sample = draw_sample(self._reference.layout, order.profile.audit.coordinates, order.profile.audit.min_per_tensor, torch.Generator())
         self._peak = self._find_peak()
         if order.device == "cuda":
             self._rehearse(prepare_exam(self._reference, corpus, order.profile, self._reference.initial))
@@ -146,7 +146,7 @@ class Desk:
         assert self._reference is not None
         self._reference.model.zero_grad(set_to_none=True)
         self._room.settle()
-        self._allowed_read = idle_read(self._reference, self._typical)
+        self._allowed_read = idle_read(self._reference, self._typical_sample)
         self._keeper.settle()
         self._settled = True
 
@@ -217,6 +217,7 @@ class Desk:
         measured = audits.audit(outcome.reads, expected_of(exam, self._device), self._adam(), profile.audit.group_min)
         if exam.whole:
             measured += verdict.result_statistics(outcome.done.final_loss, exam.losses[-1], outcome.logits, exam.logits)
+        measured.append(verdict.finite_result(outcome.done.final_loss, outcome.logits))
         return [*measured, verdict.tokens_statistic(outcome.done.total_tokens, tokens)]
 
     def _adam(self) -> audits.Adam:

@@ -17,13 +17,12 @@ from typing import Any
 import msgspec
 
 from crusades.bench.referee.verdict import ALWAYS, PREFIX, WORDS, plain_name
+from crusades.hparams_check import UNJUDGED
 
 ROOMS = (4096.0, 1024.0, 256.0, 64.0, 16.0, 8.0, 4.0)
 """Tried from the first on; a limit lies at least √4 = 2 times above the worst honest distance."""
 WORTH = 0.01
 """Shortcuts of less work than this do not draw limits towards honest work; whether they are caught is reported."""
-UNJUDGED = 1e9
-"""The limit of a step that a statistic cannot judge: JSON has no word for infinity."""
 EXAMS_FOR_A_TAIL = 8
 """With results of so many exams it is known how honest distances spread beyond the common ones."""
 TAIL_SHARE, HEAVIEST = 1 / 6, 0.4
@@ -33,7 +32,8 @@ UNLUCKY = 1e-4
 """The share of honest values that may come as far out as the closest limit, by that tail."""
 FOLLOWS = 0.1
 """While the worst honest gradient error of a step is below this, honest trajectories are the reference's. Beyond, and where
-anchored steps make it needless, late steps are not judged along them: what bf16 makes of them belongs to the exam."""
+anchored steps make it needless, late steps are not judged along them: what bf16 makes of them belongs to the exam. Steps that
+the reference did not take measure 0 in all results, so that no shortcut stands clear there and none is judged."""
 FLOOR = 1e-7
 """Distances below one float32 rounding count as one, so that ratios exist."""
 SHARE_FLOORS = {"outliers": 1e-4, "silent": 1e-4, "unmoved": 1e-4}
@@ -169,7 +169,7 @@ def _ratio(value: float | None, limit: float) -> float:
 
 def nearest(result: Result, limits: dict[str, list[float]]) -> float:
     """How close to rejection a result comes: its largest value over its limit."""
-    return max(_ratio(v, bound[min(s, len(bound) - 1)]) for name, bound in limits.items() for s, v in enumerate(result.statistics.get(name, ())))
+    return max((_ratio(v, bound[min(s, len(bound) - 1)]) for name, bound in limits.items() for s, v in enumerate(result.statistics.get(name, ()))), default=0.0)
 
 
 def power(results: list[Result], limits: dict[str, list[float]]) -> list[dict[str, Any]]:

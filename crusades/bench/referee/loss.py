@@ -1,4 +1,4 @@
-"""The reference's loss: cross-entropy in float32 of logits in any precision, a few thousand rows at a time.
+"""The reference's loss: cross-entropy in float32 of logits in any precision, a thousand rows at a time.
 
 `F.cross_entropy(logits.float(), …)` gives the same numbers and holds three float32 copies of the logits: 15 GB for a batch of
 8 × 1024 with Qwen2.5's vocabulary, which is what stood between the reference and its whole batch in one pass.

@@ -46,7 +46,7 @@ class ExamPool:
         self._sets: list[ExamSet] = []
         self._seeds: set[bytes] = set()
         self._spare: list[torch.Tensor] = []
-        """Buffers of retired weights: pinning host memory takes longer than drawing weights."""
+        """The buffer of retired weights, at most one: pinning host memory takes longer than drawing weights."""
 
     def available(self, submission_id: str, commit_block: int) -> int:
         """How many exams this submission may be served now."""
@@ -89,7 +89,7 @@ class ExamPool:
         while len(self._sets) > 1 and sum(len(s.exams) for s in self._sets) > bound:
             oldest = self._sets.pop(0)
             retired += [e.seed.hex() for e in oldest.exams]
-            if oldest.initial is not self._reference.initial:  # pretrained weights are every set's
+            if oldest.initial is not self._reference.initial and not self._spare:  # pretrained weights are every set's
                 self._spare.append(oldest.initial)
         return tuple(retired)
 

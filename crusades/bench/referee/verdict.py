@@ -44,12 +44,13 @@ WORDS = {
 
 ALWAYS = {
     "initial_state": "weights or moments were altered before the clock started",
+    "result_not_finite": "final_loss or final_logits are not finite numbers",
     "anchor_weights": "the weights changed while the judge was reading them",
 }
 """Statistics that are exactly 0 in honest work, whatever the profile: judged without calibration, and named before all others."""
 
 _CODES = {"optimizer_second_moment": "optimizer", "optimizer_weights": "optimizer", "final_loss": "result-mismatch", "final_logits": "result-mismatch",
-          "anchor_final_loss": "result-mismatch", "anchor_final_logits": "result-mismatch", "total_tokens": "result-mismatch"}  # fmt: skip
+          "anchor_final_loss": "result-mismatch", "anchor_final_logits": "result-mismatch", "result_not_finite": "not-finite", "total_tokens": "result-mismatch"}  # fmt: skip
 
 
 PREFIX = "anchor_"
@@ -153,6 +154,12 @@ def result_statistics(final_loss: float | None, reference_loss: float, logits: t
     centred = reference_logits - reference_logits.mean(dim=-1, keepdim=True)
     error = float((logits - reference_logits).norm() / centred.norm())
     return [Measured("final_loss", (loss,), ("",)), Measured("final_logits", (error,), ("",))]
+
+
+def finite_result(final_loss: float | None, logits: torch.Tensor) -> Measured:
+    """The share of the contestant's result that is no finite number, whether or not it is compared with anything."""
+    broken = int((~logits.isfinite()).sum()) + (final_loss is None or not math.isfinite(final_loss))
+    return Measured("result_not_finite", (broken / (logits.numel() + 1),), ("",))
 
 
 def tokens_statistic(tokens: int, expected: int) -> Measured:
