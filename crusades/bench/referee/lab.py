@@ -184,7 +184,14 @@ class Lab:
     def _forward(self, recipe: Recipe) -> Callable[..., torch.Tensor]:
         model = self.reference.model
         called = torch.compile(model, mode=None if recipe.compile == "default" else recipe.compile) if recipe.compile else model
-        return lambda x, **extra: called(x, **extra).logits
+
+        def forward(x: torch.Tensor, **extra: torch.Tensor) -> torch.Tensor:
+            if recipe.compile:
+                torch.compiler.cudagraph_mark_step_begin()  # else torch believes that the last call's output is still wanted
+            logits: torch.Tensor = called(x, **extra).logits
+            return logits
+
+        return forward
 
     def _enter(self, recipe: Recipe, stack: contextlib.ExitStack) -> None:
         model: Any = self.reference.model  # whatever class of transformers it is

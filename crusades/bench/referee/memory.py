@@ -151,9 +151,9 @@ def host_buffer(elements: int, dtype: torch.dtype, device: str) -> torch.Tensor:
         pages = _PinnedPages(-1, -(-nbytes // CUDA_GRANULE) * CUDA_GRANULE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         raise DeviceFault(f"{nbytes / 1e9:.1f} GB of host memory for a copy of the weights cannot be had: {error.strerror}") from error
-    pages.madvise(mmap.MADV_DONTFORK)  # pinned pages are copied when a process forks
-    with contextlib.suppress(OSError):  # a kernel without huge pages: slower, nothing else
-        pages.madvise(mmap.MADV_HUGEPAGE)
+    for advice in (mmap.MADV_HUGEPAGE, mmap.MADV_DONTFORK):  # few large pages; none copied when a process forks
+        with contextlib.suppress(OSError):  # a kernel that knows no such advice: slower, nothing else
+            pages.madvise(advice)
     flat = torch.frombuffer(pages, dtype=torch.uint8).zero_()  # taken now, by all cores, and not page by page when it is pinned
     pages.pin(flat)
     return flat[:nbytes].view(dtype)
