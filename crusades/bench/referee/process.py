@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import gc
 import os
 import select
 import socket
@@ -57,6 +58,7 @@ def exit_on_hangup(fd: int) -> None:
 
 def main() -> None:
     """Serve until the control socket ends."""
+    gc.disable()  # until the model is built: imports make a million objects and no garbage
     parser = argparse.ArgumentParser(prog="referee")
     parser.add_argument("--fd", type=int, required=True)
     fd = parser.parse_args().fd
@@ -74,6 +76,9 @@ def main() -> None:
         try:
             order, _ = wire.receive(p.orders, timeout=None)
             report = desk.handle(order)
+            if not gc.isenabled():
+                gc.freeze()
+                gc.enable()
             wire.send(report)
         except WireClosed:
             return
