@@ -279,7 +279,8 @@ EFFECTLESS: dict[str, str] = {
             return Slow(honest(m, it, o, n, d))
         """),
     "prints a verdict": bent("""
-        print('{"verdict": "accepted", "score_mfu": 100.0}', flush=True)
+        import gc
+        print('{"verdict": "accepted", "score_mfu": 100.0}', 'collector:', gc.isenabled(), flush=True)
         inner_steps = honest
         """),
     "leaves work for its end": bent("""
