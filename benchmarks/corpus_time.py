@@ -1,10 +1,11 @@
 """How long the adversarial corpus takes, and how long from warm sandboxes: `python benchmarks/corpus_time.py [--judge-only]`, ten minutes.
 
-Runs every hostile submission of `tests/adversarial/test_judge.py` as that test does, on two slots, then the rest of
-`tests/adversarial` with pytest, and prints one JSON object: seconds in all; the count and seconds of each order to the referees
+Runs `tests/adversarial` but for `test_judge.py` with pytest, then the hostile submissions of that file as it does, on two slots,
+and prints one JSON object: seconds in all; the count and seconds of each order to the referees
 (`Connect` is starting a sandbox that imports torch and transformers; the slots work side by side, so the orders add up to about
-twice the whole); and the same without those starts, which is what the corpus takes once its sandboxes are warm. Fails when a
-test of the rest fails or is skipped.
+twice the whole); and the same without those starts, an estimate of what the corpus takes once its sandboxes are warm: both slots are
+busy throughout, so each start costs half of its time. Fails when a test of the rest fails, or one of a sandbox is skipped; what
+the judge says of the submissions is the test's to check.
 """
 
 import argparse

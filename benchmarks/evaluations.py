@@ -25,6 +25,7 @@ from crusades import hparams
 from crusades.bench.evaluate import Job, Slot, open_slot
 from crusades.bench.local import BenchConfig, bench_slot, read_submission
 from crusades.records import Verdict
+from crusades.report import closeness
 
 
 def watch_orders() -> dict[str, list[float]]:
@@ -80,9 +81,9 @@ def summary(config: BenchConfig, orders: dict[str, list[float]], verdicts: list[
 
 def nearest_limit(verdict: Verdict) -> str:
     """The statistic of all runs that came nearest to its limit, the arithmetic ones aside, and how near."""
-    judged = [s for r in verdict.runs for s in r.audit.statistics if s.limit and s.value is not None and not s.name.startswith("optimizer_")]
-    near = max(judged, key=lambda s: (s.value or 0) / (s.limit or 1), default=None)
-    return "" if near is None else f"{near.name} {near.where}: {100 * (near.value or 0) / (near.limit or 1):.0f} %"
+    judged = [s for r in verdict.runs for s in r.audit.statistics if s.limit is not None and not s.name.startswith("optimizer_")]
+    near = max(judged, key=closeness, default=None)
+    return "" if near is None else f"{near.name} {near.where}: {closeness(near):.0%}"
 
 
 async def measure(config: BenchConfig, times: int, record: Path | None) -> dict[str, object]:

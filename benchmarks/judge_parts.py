@@ -1,4 +1,4 @@
-"""Where the judge's own time on a card goes: `python benchmarks/judge_parts.py [--profile P] [--device cuda] [--micro-batch M] [--kernels N]`.
+"""Where the judge's own time on a card goes: `python benchmarks/judge_parts.py [--profile P] [--device cuda] [--kernels N]`.
 
 No sandbox and no submission: loads the profile's model as the referee does and times each part of its work, one line each, the
 first time and warm; then, with `--kernels`, what one reference step spends its time on, by torch's profiler.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import time
 
-import msgspec
 import torch
 
 from crusades import hparams
@@ -30,11 +29,8 @@ def main() -> None:
     parser.add_argument("--profile", default="qwen2.5-3b")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--kernels", type=int, default=0)
-    parser.add_argument("--micro-batch", type=int)
     given = parser.parse_args()
     profile = hparams.load().profile(given.profile)
-    if given.micro_batch:
-        profile = msgspec.structs.replace(profile, audit=msgspec.structs.replace(profile.audit, micro_batch=given.micro_batch))
     synchronize = torch.cuda.synchronize if given.device == "cuda" else (lambda: None)
 
     def timed(name, work, *arguments, repeat=1):

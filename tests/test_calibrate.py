@@ -106,6 +106,17 @@ def test_only_what_is_named_is_measured_on_the_exams_of_the_spread_too(calibrate
     assert calibrate(only=("micro", "nothing"), spread=1) == (True, ["micro-batch 2", "nothing in the last step", "micro-batch 2"])
 
 
+def test_a_name_that_no_variant_has_is_an_error_that_says_which_there_are(calibrate):
+    with pytest.raises(ConfigError, match=r"no variant has 'egaer' in its name; names are for example 'eager'"):
+        calibrate(only=("egaer",))
+
+
+def test_there_is_nothing_to_write_before_there_are_honest_results(calibrate, tmp_path):
+    calibrate(only=("nothing",))
+    with pytest.raises(ConfigError, match="no limits to write"):
+        cal.write_limits(tmp_path / "hparams.toml", "tiny", tmp_path / "out" / "limits.json")
+
+
 def test_in_joined_files_the_last_line_of_a_variant_and_exam_counts(calibrate, log):
     calibrate()
     lines = log.read_bytes().splitlines(keepends=True)

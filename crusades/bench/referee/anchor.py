@@ -28,7 +28,7 @@ import torch
 from crusades.bench.referee import audit as audits
 from crusades.bench.referee.audit import Adam, Measured, Reads
 from crusades.bench.referee.columns import Parts, draw_parts
-from crusades.bench.referee.exam import Exam, ReferencePass
+from crusades.bench.referee.exam import Exam, ReferencePass, generator_of
 from crusades.bench.referee.memory import host_buffer
 from crusades.bench.referee.models import Reference
 from crusades.bench.referee.reads import hold, now_ns, slowest
@@ -185,8 +185,7 @@ def compare(kept: Kept, reference: Reference, profile: Profile, expected: audits
 def fine_parts(exam: Exam, step: int, profile: Profile, device: str) -> Parts:
     """The parts of an anchored step, with `fine_cells` cells: as secret as the exam's seed, and drawn when they are needed."""
     seed = hashlib.sha256(exam.seed + step.to_bytes(4, "little")).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(seed[:8], "little") >> 1)
-    return draw_parts(profile.batch_size, profile.sequence_length - 1, profile.audit.fine_cells, generator, device)
+    return draw_parts(profile.batch_size, profile.sequence_length - 1, profile.audit.fine_cells, generator_of(seed), device)
 
 
 def _at(step: int, steps: int, value: T, other: T) -> tuple[T, ...]:

@@ -76,7 +76,10 @@ def calibrate(config: CalibrateConfig) -> bool:
     started = time.monotonic()
     reference = load_reference(config.profile.model, config.device, config.cache_dir)
     corpus = open_corpus(config.profile.data, reference.vocabulary, config.cache_dir)
-    variants = [v for v in population(config, reference.layout, reference.config, config.sizes) if not config.only or any(part in v.name for part in config.only)]
+    every = population(config, reference.layout, reference.config, config.sizes)
+    variants = [v for v in every if not config.only or any(part in v.name for part in config.only)]
+    if not variants:
+        raise ConfigError(f"no variant has {' or '.join(map(repr, config.only))} in its name; names are for example {', '.join(repr(v.name) for v in every[:3])} (report.md lists all)")
     copies = copies_for(reference, config.profile.steps) if config.profile.audit.anchored_runs else {}
     complete, initial = True, None
     rounds = [(compiled, number) for compiled in (False, True) for number in range(config.exams + config.spread)]
@@ -278,6 +281,8 @@ def write_report(config: CalibrateConfig, results: list[Result], wanted: list[Va
 
 def write_limits(hparams: Path, profile_name: str, limits_json: Path) -> None:
     """Put the limits of a finished calibration into `hparams`, in place of the profile's old ones. Raises ConfigError."""
+    if not limits_json.is_file():
+        raise ConfigError(f"there are no limits to write: {limits_json.parent} has no honest result yet (calibrate without --only first)")
     made = msgspec.json.decode(limits_json.read_bytes())
     text = hparams.read_text()
     header = next((h for h in (f"[profiles.{profile_name}]", f'[profiles."{profile_name}"]') if h in text), None)

@@ -68,11 +68,16 @@ def optimizer_settings(profile: Profile) -> dict[str, float]:
     return {key: getattr(profile, key) for key in ("learning_rate", "beta1", "beta2", "epsilon", "weight_decay")}
 
 
+def generator_of(seed: bytes) -> torch.Generator:
+    """Random numbers that follow from the first 63 bits of `seed`."""
+    return torch.Generator().manual_seed(int.from_bytes(seed[:8], "little") >> 1)
+
+
 def prepare_exam(reference: Reference, corpus: Corpus, profile: Profile, initial: torch.Tensor, seed: bytes | None = None) -> Exam:
     """Run the reference on secret batches. Leaves trained weights in the shared memory: the caller restores before use."""
     started = time.monotonic()
     seed = seed or secrets.token_bytes(16)
-    generator = torch.Generator().manual_seed(int.from_bytes(seed[:8], "little") >> 1)
+    generator = generator_of(seed)
     audit, steps = profile.audit, profile.steps
     rows = corpus.draw(seed, steps * profile.batch_size, profile.sequence_length)
     batches = rows.reshape(steps, profile.batch_size, profile.sequence_length)
