@@ -97,6 +97,10 @@ class Node:
         best, final = await asyncio.gather(self.rpc("chain_getHeader", best_hash), self.rpc("chain_getHeader", final_hash))
         if best is None or final is None:
             raise ChainError("the node does not know its own head")
+        # Two questions, two moments: what was final by the second was best at least. Else whoever looks for something in the
+        # blocks up to `best`, and then goes on from `finalized`, skips those between and calls it lost.
+        if int(final["number"], 16) > int(best["number"], 16):
+            best_hash, best = final_hash, final
         return Head(best=int(best["number"], 16), best_hash=best_hash, finalized=int(final["number"], 16), finalized_hash=final_hash)
 
     async def block_hash(self, number: int) -> str:

@@ -10,7 +10,7 @@ from crusades.records import Record
 
 
 class Head(Record, frozen=True, kw_only=True):
-    """The best and the finalised block, asked for at one moment."""
+    """The best and the finalised block, which is never the later one."""
 
     best: int
     best_hash: str

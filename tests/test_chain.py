@@ -407,6 +407,18 @@ async def test_weights_that_vanished_are_looked_for_until_they_can_no_longer_com
         assert (await w.chain.read_weights()).by_uid == plan.by_uid
 
 
+async def test_a_best_head_asked_for_before_the_finalised_one_loses_no_extrinsic(world):  # noqa: F811
+    """Many blocks may come between the two questions; what lies in those is there, and sending it again would be wrong."""
+    told = []
+    included = await world.chain.set_weights(await world.chain.preflight_weights({world.miner.hotkey.ss58_address: 1.0}), signed=told.append)
+    earlier = world.net.chain.ledger[included.block - 1].hash
+    await world.blocks(told[0].last + 3)
+    world.fault("wrong", "chain_getHead", count=None, result=earlier)
+    head = await world.chain.head()
+    assert head.best >= head.finalized > told[0].last
+    assert (await world.chain.resolve(told[0])).block == included.block
+
+
 async def test_an_extrinsic_that_expired_says_that_sending_again_is_safe(world):  # noqa: F811
     world.fault("lose", "author_submitExtrinsic")
     async with trio.open_nursery() as nursery:

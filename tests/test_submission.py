@@ -438,9 +438,10 @@ async def ticket_for_sealed(world):  # noqa: F811
 # ------------------------------------------------------------------------------------------------ reorganisations
 
 
-async def in_the_second_of_two_new_blocks(w):
+async def in_the_second_of_two_new_blocks(w, task_status=trio.TASK_STATUS_IGNORED):
     """Include what comes in the second of two blocks that are not final, so that a branch of another length moves it."""
     await w.blocks()
+    task_status.started()
     await trio.to_thread.run_sync(w.net.chain.wait_pool, 1, 5.0)
     await w.blocks()
 
@@ -455,7 +456,7 @@ async def committed(w):
     """A ticket whose commitment lies in the newest, not yet final block."""
     ticket, tickets = await ticket_for(w)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(in_the_second_of_two_new_blocks, w)
+        await nursery.start(in_the_second_of_two_new_blocks, w)
         return await s.submit(w.chain, w.miner, ticket, tickets, SETTINGS), tickets
 
 
@@ -491,7 +492,7 @@ async def test_a_commitment_that_a_reorganisation_lost_is_told_and_can_be_repeat
         assert (last.ticket.reason.code, last.exit_code) == (1008, 1)
         assert tickets.unfinished(w.chain.genesis, NETUID, ticket.hotkey, ticket.payload) is None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(in_the_second_of_two_new_blocks, w)
+            await nursery.start(in_the_second_of_two_new_blocks, w)
             again = await s.submit(w.chain, w.miner, ticket, tickets, SETTINGS)
         assert again.commit_block == w.net.chain.head.number
 
@@ -501,12 +502,12 @@ async def test_a_fee_is_named_by_the_block_it_is_final_in(tmp_path):
         await w.blocks(10)
         before = w.net.balance(FEE.fee_address)
 
-        async def blocks():
-            await in_the_second_of_two_new_blocks(w)
+        async def blocks(task_status):
+            await in_the_second_of_two_new_blocks(w, task_status)
             await other_branch(w, then=8)
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(blocks)
+            await nursery.start(blocks)
             receipt = await w.chain.pay_fee(w.miner)
         assert (await w.chain.receipt(receipt)).signer == w.miner.coldkeypub.ss58_address
         assert w.net.balance(FEE.fee_address) - before == FEE.fee_rao
