@@ -3,8 +3,8 @@
 Three nurseries, one inside the other, end from the inside out:
 
 * *intake*: chain poller, fetchers, checker, scheduler, weight setter, the watch over devices. SIGTERM ends these at once.
-* *slots*: one task per device. A running evaluation gets `shutdown_grace` to end the run it is in; its finished runs are
-  in the store, and it goes back in front of the queue. An idle or warming slot ends at once.
+* *slots*: one task per device. A running evaluation whose finished runs are kept (its profile has no anchored steps) gets
+  `shutdown_grace` to end the run it is in. Any other slot ends at once; its submission goes back in front of the queue.
 * *house*: web server, watchdog, housekeeping. They see everybody else out.
 
 Every loop retries named exceptions with named delays; anything else leaves the daemon, and systemd starts it again.
@@ -136,7 +136,7 @@ async def serve(ctx: Context, config: DaemonConfig, *, task_status: trio.TaskSta
 async def stop_intake(stop: trio.Event, ctx: Context, intake: trio.CancelScope) -> None:
     """Stage one: nothing new is begun."""
     await stop.wait()
-    log.info("stopping: a running evaluation gets %g s to end its run", ctx.hparams.daemon.shutdown_grace)
+    log.info("stopping: an evaluation whose runs are kept gets %g s to end the one under way", ctx.hparams.daemon.shutdown_grace)
     notify("STOPPING=1", ctx.systemd)
     ctx.stopping.set()
     ctx.bells.health.ring()
@@ -144,10 +144,10 @@ async def stop_intake(stop: trio.Event, ctx: Context, intake: trio.CancelScope) 
 
 
 def _end_slots(ctx: Context, slots: trio.CancelScope) -> None:
-    """Stage two: who evaluates gets the grace; everybody else ends now."""
+    """Stage two: who evaluates what goes on after the restart gets the grace; everybody else ends now."""
     slots.deadline = trio.current_time() + ctx.hparams.daemon.shutdown_grace
     for seat in list(ctx.seats.values()):
-        if seat.state is not SlotState.RUNNING:
+        if seat.state is not SlotState.RUNNING or not seat.keeps_runs:
             seat.scope.cancel()
 
 

@@ -250,7 +250,7 @@ class Daemon(Section, frozen=True, kw_only=True):
     """Owned by `daemon`."""
 
     shutdown_grace: Positive = 20.0
-    """Seconds a running evaluation gets to end its current run after SIGTERM."""
+    """Seconds a running evaluation gets to end its current run after SIGTERM; none where its runs are not kept (anchored steps)."""
     max_attempts: Count = 3
     """Evaluations of one submission that may end in a fault of ours before it is `faulted`."""
     retry_delay: Positive = 10.0

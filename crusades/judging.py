@@ -195,8 +195,8 @@ async def _evaluate(ctx: Context, seat: Seat, judge: Judge, row: Submission) -> 
 async def _attempt(ctx: Context, seat: Seat, judge: Judge, row: Submission, source: Source) -> None:
     begun, rules = ctx.now(), rules_of(ctx, seat)
     # Where steps are anchored nothing is kept: the anchors have died with the attempt, and its runs would never be compared with them.
-    keep = not rules.hparams.profile(rules.profile).audit.anchored_runs
-    kept = await ctx.store.begin_attempt(row.id, slot=seat.name, block=ctx.block, keep_runs=keep)
+    seat.keeps_runs = not rules.hparams.profile(rules.profile).audit.anchored_runs
+    kept = await ctx.store.begin_attempt(row.id, slot=seat.name, block=ctx.block, keep_runs=seat.keeps_runs)
     if kept is None:
         return  # the chain withdrew it meanwhile
     # Run 0 warms up in every attempt: its point is the state of this process and this card.

@@ -188,6 +188,8 @@ class Seat:
     """Faults in a row; a verdict ends the row."""
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     """Cancelled when the device is lost."""
+    keeps_runs: bool = False
+    """Whether the evaluation under way goes on with its finished runs after a restart, so that a shutdown waits for the one in it."""
     rules: Rules | None = None
     """What its judge is open with, or is to be opened with; None: the rules of today."""
     pending: str | None = None

@@ -33,9 +33,6 @@ class FakeReferee:
     def usable(self):
         return not self.killed
 
-    async def settle(self):
-        await trio.lowlevel.checkpoint()
-
     async def kill(self):
         self.killed = True
 

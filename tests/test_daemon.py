@@ -610,6 +610,22 @@ async def test_an_evaluation_that_does_not_end_gets_the_grace_and_no_more(tmp_pa
         assert (await house.until(id_, Status.RUNNING)).submission.attempts == 2
 
 
+async def test_an_evaluation_of_which_nothing_would_be_kept_is_not_waited_for(tmp_path, autojump_clock):
+    house = House(tmp_path / "state", shutdown_grace=20.0)
+    tiny = house.settings.profiles["tiny"]
+    anchored = msgspec.structs.replace(tiny, audit=msgspec.structs.replace(tiny.audit, anchored_runs=4))
+    house.settings = msgspec.structs.replace(house.settings, profiles={**house.settings.profiles, "tiny": anchored})
+    id_ = commit(house, "# hang")
+    async with house.running():
+        await house.until(id_, Status.RUNNING)
+        asked = trio.current_time()
+    assert trio.current_time() - asked < 2.0
+    async with house.running() as ctx:
+        detail = await house.until(id_, Status.RUNNING)
+        assert detail.submission.attempts == 2
+        assert [step.reason.code for step in (await ctx.store.submission(id_)).transitions if step.reason] == [2005]
+
+
 async def test_a_fault_while_we_stop_is_written_and_holds_nobody_up(tmp_path, autojump_clock):
     """No control run then, and no pause before a slot that nobody will open again."""
     house = House(tmp_path / "state", shutdown_grace=100.0)

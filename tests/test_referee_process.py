@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from evaluate_kit import make_job, make_slot
 
 from crusades import hparams
 from crusades.bench import protocol as p
@@ -59,18 +60,47 @@ def unread(sock):
     return struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0" * 4))[0]
 
 
+async def busy_with_exams(referee, wanted):
+    """Until it has taken an order that `wanted` gives it, which are minutes of exams."""
+    with trio.fail_after(120):
+        profile = hparams.load().profile("tiny")
+        assert isinstance(await referee.ask(p.Configure(profile=profile, profile_name="tiny", device="cpu")), p.Configured)
+    await wanted()
+    deadline = time.monotonic() + 60
+    while not referee._owed or unread(referee._socket):  # its order is still in the socket
+        assert time.monotonic() < deadline
+        await trio.sleep(0.01)
+
+
+async def test_an_evaluation_that_is_cancelled_waits_for_no_order(tmp_path):
+    """A shutdown amid minutes of exams takes no minutes."""
+    referee = start_referee(tmp_path, None)
+    slot = make_slot(tmp_path, referee, runs=10_000)
+    try:
+        async with trio.open_nursery() as nursery:
+            async def evaluate():
+                nursery.start_soon(slot.evaluate, make_job())
+                await trio.lowlevel.checkpoint()
+
+            await busy_with_exams(referee, evaluate)
+            nursery.cancel_scope.cancel()
+            cancelled = time.monotonic()
+        assert time.monotonic() - cancelled < 10, "it was waited for"
+        assert not referee.usable()
+    finally:
+        await slot.stop()
+
+
 async def test_a_busy_referee_ends_when_its_daemon_is_gone(tmp_path):
     """It is amid minutes of exams, and nobody is left to tell it anything."""
     referee = start_referee(tmp_path, None)
-    try:
-        with trio.fail_after(120):
-            profile = hparams.load().profile("tiny")
-            assert isinstance(await referee.ask(p.Configure(profile=profile, profile_name="tiny", device="cpu")), p.Configured)
+
+    async def order():
         await referee._send(p.encode(p.PrepareExams(submission_id="", commit_block=0, wanted=10_000)))
-        deadline = time.monotonic() + 60
-        while unread(referee._socket):  # its order is still in the socket
-            assert time.monotonic() < deadline
-            await trio.sleep(0.01)
+        referee._owed = True
+
+    try:
+        await busy_with_exams(referee, order)
         process = os.pidfd_open(referee.pid)
         referee._socket.close()
         # A second by design.md §3; a busy machine must not make the test lie.

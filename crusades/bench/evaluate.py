@@ -318,18 +318,20 @@ class Slot:
             await contestant.kill()
 
     async def _clean_up(self) -> None:
-        """Kill the contestant, hear the referee out, let it clean the card. A referee that cannot is killed; the next use restarts it."""
+        """Kill the contestant, let the referee clean the card. A referee that cannot is killed; the next use restarts it."""
         try:
             await self._drop_contestant()
         except SandboxFault:
             if self._referee is not None:  # it may wait for the one that does not die
                 await self._referee.kill()
             raise
-        if self._referee is None or not self._referee.usable():
+        if self._referee is None:
+            return
+        if not self._referee.usable():  # dead, or we were cancelled amid an order, exams say, that nobody waits for any more
+            await self._referee.kill()
             return
         with trio.move_on_after(60.0) as scope:
             try:
-                await self._referee.settle()
                 await self._ask(p.Release(), p.Released, 45.0)
             except (RefereeFault, DeviceFault, SandboxFault) as error:
                 self._detail = str(error)

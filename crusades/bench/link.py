@@ -21,7 +21,7 @@ PASSED_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "OPENBL
 
 
 class RefereeLink:
-    """One referee process. One order at a time; after a cancelled `ask`, `settle` before the next."""
+    """One referee process. One order at a time; after a cancelled `ask` it is not usable any more."""
 
     def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket, log: Path) -> None:
         self._process, self._socket, self._log = process, trio.socket.from_stdlib_socket(sock), log
@@ -35,8 +35,8 @@ class RefereeLink:
         return self._process.pid
 
     def usable(self) -> bool:
-        """Alive, as far as anyone has noticed."""
-        return not self._dead and self._process.poll() is None
+        """Alive, as far as anyone has noticed, and at nobody's order."""
+        return not self._dead and not self._owed and self._process.poll() is None
 
     async def ask(self, order: p.Order, *, fd: int | None = None) -> p.Report:
         """Send one order (and a descriptor after it), wait for its report. Raises RefereeFault when the referee is gone."""
@@ -51,18 +51,12 @@ class RefereeLink:
         except OSError as error:
             raise self._gone() from error
 
-    async def settle(self) -> None:
-        """After a cancelled `ask`: wait for the report that is still owed and drop it."""
-        if self._owed:
-            await self._report()
-
     async def _send(self, data: bytes) -> None:
         view = memoryview(data)
         while view:
             view = view[await self._socket.send(view) :]
 
     async def _report(self) -> p.Report:
-        """Cancellation keeps what has arrived: the buffer goes on where it was."""
         while True:
             found = self._take_frame()
             if found is not None:
