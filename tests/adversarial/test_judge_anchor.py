@@ -1,4 +1,5 @@
-"""A shortcut in the last step alone before the real judge, with every limit but those of the anchored step switched off."""
+"""The real judge in the shape that the 3B profile has: the reference takes the first step alone, every late step is judged
+where it is anchored. One step at half strength, whichever it is, is met in its own place."""
 
 import hashlib
 from pathlib import Path
@@ -15,50 +16,67 @@ pytestmark = [pytest.mark.kernel, pytest.mark.slow]
 
 ROOT = Path(__file__).parent.parent.parent
 BASELINE = (ROOT / "examples" / "baseline.py").read_text()
-LAST_STEP_HALF = BASELINE.replace("for _ in range(num_steps):", "for step in range(num_steps):").replace("loss.backward()", "(loss * (0.5 if step == num_steps - 1 else 1.0)).backward()")
+LIMIT = 0.01
 
 
-async def judge_both(folder):
+def half_strength(step):
+    """The baseline with half of the gradient in one step, counted from 1."""
+    text = BASELINE.replace("for _ in range(num_steps):", "for step in range(num_steps):")
+    return text.replace("loss.backward()", f"(loss * (0.5 if step == {step - 1} else 1.0)).backward()")
+
+
+PROGRAMS = {"baseline": BASELINE, "step 1": half_strength(1), "step 3": half_strength(3), "step 5": half_strength(5)}
+
+
+async def judge_all(folder):
     settings = hparams.load(ROOT / "hparams.toml")
     profile = settings.profile("tiny")
-    profile = msgspec.structs.replace(profile, runs=1, limits={"anchor_gradient_error": 0.01}, audit=msgspec.structs.replace(profile.audit, anchored_runs=2, anchor_steps=1))
+    profile = msgspec.structs.replace(
+        profile, runs=4, audit=msgspec.structs.replace(profile.audit, reference_steps=1, anchored_runs=4),
+        limits={"gradient_error": (LIMIT, *[1e9] * 4), "anchor_gradient_error": (1e9, *[LIMIT] * 4)})  # fmt: skip
     settings = msgspec.structs.replace(settings, profiles={**settings.profiles, "tiny": profile})
-    verdicts, told = {}, []
+    verdicts, told = {}, {}
     async with open_slot(SlotConfig(name="cpu", device="cpu", index=0, profile_name="tiny", hparams=settings, workdir=folder / "slot")) as slot:
-        for name, text in (("baseline", BASELINE), ("cheat", LAST_STEP_HALF)):
-            source = Source(sha256=hashlib.sha256(text.encode()).hexdigest(), content=text.encode(), url="", fetched_at=0.0)
-            verdicts[name] = await slot.evaluate(Job(name, source, commit_block=0, block=0, skip_rules=True, on_progress=told.append))
+        for name, text in PROGRAMS.items():
+            source, told[name] = Source(sha256=hashlib.sha256(text.encode()).hexdigest(), content=text.encode(), url="", fetched_at=0.0), []
+            verdicts[name] = await slot.evaluate(Job(name, source, commit_block=0, block=0, skip_rules=True, on_progress=told[name].append))
     return verdicts, told
 
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory):
-    return trio.run(judge_both, tmp_path_factory.mktemp("judge"))
+    return trio.run(judge_all, tmp_path_factory.mktemp("judge"))
 
 
-def anchored(run):
-    return {s.name: s for s in run.audit.statistics if s.name.startswith("anchor_")}
+def test_the_cheats_are_other_programs():
+    assert [text.count("0.5 if step ==") for text in PROGRAMS.values()] == [0, 1, 1, 1]
 
 
-def test_the_cheat_is_another_program():
-    assert LAST_STEP_HALF.count("0.5 if step == num_steps - 1") == 1
-
-
-def test_honest_work_passes_and_carries_the_anchored_statistics(judged):
+def test_honest_work_passes_and_every_late_step_was_anchored_somewhere(judged):
     verdict = judged[0]["baseline"]
     assert verdict.verdict is Outcome.ACCEPTED, verdict.message
-    for run in verdict.runs:
-        assert anchored(run)["anchor_gradient_error"].value < 1e-4
+    anchored = [s for run in verdict.runs for s in run.audit.statistics if s.name == "anchor_gradient_error"]
+    assert sorted(s.where for s in anchored) == ["step 2", "step 3", "step 4", "step 5"]
+    assert all(s.value < 1e-4 for s in anchored)
 
 
-def test_a_last_step_at_half_strength_is_rejected_after_the_runs(judged):
-    verdict = judged[0]["cheat"]
-    assert (verdict.verdict, verdict.code, verdict.stage, verdict.rule) == (Outcome.REJECTED, 1401, Stage.AUDIT, "anchor_gradient_error")
-    assert verdict.message.startswith("step 5: ")
+def test_a_first_step_at_half_strength_is_rejected_in_the_warm_up(judged):
+    verdict = judged[0]["step 1"]
+    assert (verdict.verdict, verdict.code, verdict.stage, verdict.rule) == (Outcome.REJECTED, 1401, Stage.AUDIT, "gradient_error")
     assert verdict.measured == pytest.approx(0.5, abs=0.01)
-    assert len(verdict.runs) == 2
+    assert len(verdict.runs) == 1
+    assert "comparing anchored steps" not in judged[1]["step 1"]
+
+
+@pytest.mark.parametrize("step", [3, 5])
+def test_a_late_step_at_half_strength_is_rejected_after_the_runs(judged, step):
+    verdict = judged[0][f"step {step}"]
+    assert (verdict.verdict, verdict.code, verdict.stage, verdict.rule) == (Outcome.REJECTED, 1401, Stage.AUDIT, "anchor_gradient_error")
+    assert verdict.message.startswith(f"step {step}: ")
+    assert verdict.measured == pytest.approx(0.5, abs=0.01)
+    assert len(verdict.runs) == 5
     assert verdict.score_mfu is None
 
 
 def test_people_are_told_what_happens_after_the_runs(judged):
-    assert "comparing anchored steps" in judged[1]
+    assert judged[1]["step 5"][-1] == "comparing anchored steps"
