@@ -324,7 +324,7 @@ class Chain:
 
     async def receipt(self, receipt: str) -> Receipt | None:
         """The transfer that a receipt `<block>-<index>` names; None when there is none. Pruned when every endpoint forgot the
-        block, NoArchive while one that may know it cannot be asked."""
+        block, NoArchive while one that may know it cannot be asked, ChainError while the node has not reached it."""
         number, index = (int(part) for part in receipt.split("-"))
 
         async def show(node: Node) -> Receipt | None:
@@ -332,8 +332,10 @@ class Chain:
             return await read.receipt(await node.state(block_hash), block_hash, number, index)
 
         async def ask(node: Node) -> Receipt | None:
-            # The head is this node's word: an archive that lags does not know the block, which is no "there is none".
-            return None if number > int((await node.rpc("chain_getHeader"))["number"], 16) else await node.or_archive(show)
+            # No "there is none": this node may be behind the one that showed the block, or the commitment that names it.
+            if number > (best := (await node.head()).best):
+                raise ChainError(f"the node has not reached block {number} of the receipt {receipt}: it is at block {best}")
+            return await node.or_archive(show)
 
         return await self.call(ask)
 
@@ -358,8 +360,6 @@ class Chain:
         except Failed as error:
             log.warning("the weights sent earlier failed: %s", error)
         except Pruned:
-            if (await self.head()).finalized < self._unsettled.last:
-                raise
             log.info("nobody knows what became of the weights sent earlier; they can no longer come")
         else:
             log.info("the weights sent earlier are %s", f"in block {found.block}" if found else "on no block")

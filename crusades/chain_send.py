@@ -16,7 +16,7 @@ import trio
 from crusades import hparams
 from crusades.chain_link import Refused
 from crusades.chain_node import Node
-from crusades.chain_records import Expired, Failed, Head, Included, Sent, Unresolved
+from crusades.chain_records import Expired, Failed, Head, Included, Pruned, Sent, Unresolved
 from crusades.errors import ChainError
 
 log = logging.getLogger("crusades.chain")
@@ -52,12 +52,15 @@ class Sender:
         `signed` is told what was signed before it is sent, so that it can be written down.
         """
         async def sign(node: Node) -> tuple[str, Sent]:
+            raw = node.substrate.raw
             composed = await node.client.compose(call)  # type: ignore[no-untyped-call]  # the SDK leaves it so
-            final = (await node.head()).finalized
-            nonce = await node.substrate.raw.get_account_next_index(keypair.ss58_address, use_cache=False)
-            data, digest = await node.substrate.sign_extrinsic(composed, keypair, nonce=nonce, period=ERA)
+            nonce = await raw.get_account_next_index(keypair.ss58_address, use_cache=False)
+            # One finalised head for the era and for what is written down of it: two answers may be of two machines, and the
+            # one behind the other would have us give up, and send again, what the chain still takes.
+            born = (await node.head()).finalized
+            done = await raw.create_signed_extrinsic(composed, keypair, nonce=nonce, era={"period": ERA, "current": born})
             # Not from the best head on: a branch that wins may hold it in an earlier block than the one that lost.
-            return "0x" + data.hex(), Sent(hash=digest, what=what, first=final + 1, last=(await node.head()).finalized + ERA)
+            return "0x" + done.data.hex(), Sent(hash=done.extrinsic_hash, what=what, first=born + 1, last=born + ERA - 1)
 
         sent: Sent | None = None
         with trio.move_on_after(self._line.settings.weights_deadline):
@@ -101,7 +104,13 @@ class Sender:
         async def ask(node: Node) -> tuple[Included | None, Head]:
             head = await node.head()
             for number in range(since, min(head.best, sent.last) + 1):
-                if (found := await node.holds(sent, number)) is not None:
+                try:
+                    found = await node.holds(sent, number)
+                except Failed:
+                    if number <= head.finalized:
+                        raise
+                    continue  # not for good: where another branch puts it, it may succeed
+                if found is not None:
                     return found, head
             return None, head
 
@@ -110,10 +119,15 @@ class Sender:
     async def resolve(self, sent: Sent, *, final: bool = False) -> Included | None:
         """What became of an extrinsic: included, or None when it is not there and can no longer come.
 
-        Raises Failed when it is there and failed, Unresolved while it may still come (with `final`: or may still move to
-        another block), Pruned when the node has forgotten.
+        Raises Failed when it is in a finalised block and failed, Unresolved while it may still come (with `final`: or may
+        still move to another block), Pruned when the node has forgotten.
         """
-        found, head = await self._look(sent, sent.first)
+        try:
+            found, head = await self._look(sent, sent.first)
+        except Pruned as error:  # so does a node speak that has not got a block yet
+            if (await self._line.call(lambda node: node.head())).finalized < sent.last:
+                raise Unresolved(f"{sent.what} may still come, until block {sent.last}, and the node lacks a block in between ({error})", sent) from error
+            raise
         if found is not None and final and head.finalized < found.block:
             raise Unresolved(f"{sent.what} is in block {found.block}, which is not final yet", sent)
         if found is None and head.finalized < sent.last:

@@ -419,6 +419,26 @@ async def test_a_best_head_asked_for_before_the_finalised_one_loses_no_extrinsic
     assert (await world.chain.resolve(told[0])).block == included.block
 
 
+@pytest.mark.parametrize("skip", range(8))
+async def test_the_last_block_that_is_written_down_is_the_last_that_the_chain_takes(tmp_path, skip):
+    """Whichever of the questions before the signature a node answers that is behind: giving up early means sending twice."""
+    async with open_world(tmp_path, sealing="manual", finality_lag=2) as w:
+        await w.blocks(40)
+        await w.chain.check()
+        told, lasts = [], []
+        w.fault("wrong", "chain_getFinalizedHead", skip=skip, result=w.net.chain.ledger[w.net.chain.ledger.finalized.number - 6].hash)
+
+        async def include():
+            await trio.to_thread.run_sync(w.net.chain.wait_pool, 1, 5.0)
+            lasts.extend(waiting.dies_at - 1 for waiting in w.net.chain.pool)
+            await w.blocks()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(include)
+            await w.chain.commit(payload(), w.miner, REVEAL, signed=told.append)
+        assert [sent.last for sent in told] == lasts
+
+
 async def test_an_extrinsic_that_expired_says_that_sending_again_is_safe(world):  # noqa: F811
     world.fault("lose", "author_submitExtrinsic")
     async with trio.open_nursery() as nursery:
