@@ -21,10 +21,11 @@ from crusades.asyncio_bridge import open_bridge
 from crusades.chain import Chain, open_chain, open_wallet
 from crusades.chain_wallets import unlock_coldkey
 from crusades.errors import FetchFault, UsageError
+from crusades.fees import out_of_window
 from crusades.hparams import HParams
 from crusades.submission import Preflight, Receipts, Ticket, Tickets
 from crusades.submission_follow import Progress, ask_validator, follow, validator_api
-from crusades.submission_receipts import receipts_of
+from crusades.submission_receipts import MARGIN, receipts_of
 
 DEV_NETUID = 1
 """The subnet of a dev network when none is named."""
@@ -67,6 +68,7 @@ class _Submit:
         self.last: Progress | None = None
 
     async def run(self) -> int:
+        await submission.settle_all(self.chain, self.tickets, str(self.wallet.hotkey.ss58_address))
         seen = await self._look()
         ticket = self._earlier(seen)
         if ticket is None:
@@ -81,7 +83,8 @@ class _Submit:
                 self.say("nothing was signed")
                 return 1
             ticket = submission.new_ticket(self.chain, seen, seen.reveal_blocks)
-        ticket = await submission.submit(self.chain, self.wallet, ticket, self.tickets, self.settings, unlock=self._unlock)
+        ticket = await submission.submit(self.chain, self.wallet, ticket, self.tickets, self.settings,
+                                         replace_pending=self.arguments.replace_pending, unlock=self._unlock)
         if ticket.payload.receipt:
             self.say(f"the fee is paid: receipt {ticket.payload.receipt}")
         self.say(f"committed in block {ticket.commit_block} as submission {ticket.submission_id}; opens about block {ticket.reveal_block_estimate}")
@@ -122,13 +125,21 @@ class _Submit:
 
     def _unfinished(self, seen: Preflight) -> Ticket | None:
         """The ticket of this very file, or of this address while its file cannot be had."""
-        if self.arguments.replace_pending or self.arguments.dry_run:
+        if self.arguments.dry_run:
             return None
         ticket = self.tickets.unfinished(self.chain.genesis, self.chain.netuid, seen.hotkey, seen.payload)
         if ticket is None or ticket.stage == "prepared" or ticket.payload.url != self.arguments.url:
             return None
-        # Paid and not committed: its receipt may have served another submission since.
-        return None if ticket.stage == "paid" and ticket.payload.receipt not in self._receipts(seen.hotkey).spare else ticket
+        if ticket.stage == "paid":  # and not committed: its receipt may have served another submission since, or be too old
+            free = ticket.payload.receipt in self._receipts(seen.hotkey).spare
+            return ticket if free and not (seen.head and out_of_window(ticket.payload.receipt, seen.head + MARGIN)) else None
+        # With --replace-pending another seal, which has destroyed this one, is to be replaced by it in turn.
+        return None if self.arguments.replace_pending and self._is_anothers(seen.pending_block, ticket) else ticket
+
+    def _is_anothers(self, block: int | None, ticket: Ticket) -> bool:
+        """Whether the seal in this block is not this ticket's for certain."""
+        others = [t for t in self.tickets.all() if (t.genesis, t.netuid, t.hotkey) == (ticket.genesis, ticket.netuid, ticket.hotkey) and t != ticket]
+        return block is not None and (not ticket.may_be_in(block) or any(t.commit_block == block for t in others))
 
     def _explain(self, seen: Preflight) -> None:
         assert seen.payload is not None

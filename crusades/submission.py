@@ -22,13 +22,13 @@ from crusades.chain_records import CommitFacts, Committed, Failed, Included, Pru
 from crusades.chain_rows import reason
 from crusades.errors import ChainError, UsageError
 from crusades.faults import fault
-from crusades.fees import asks_fee, tao
+from crusades.fees import WINDOW, asks_fee, out_of_window, tao
 from crusades.payload import SEAL_OVERHEAD, format_payload
 from crusades.records import Commitment, Finding, Payload, Reason, Record, Source, Stage
-from crusades.submission_receipts import NO_RECEIPTS, Receipts, find_receipt
+from crusades.submission_receipts import MARGIN, NO_RECEIPTS, Receipts, find_receipt
 from crusades.submission_tickets import Ticket, Tickets
 
-__all__ = ["Chain", "Preflight", "Receipts", "Ticket", "Tickets", "new_ticket", "preflight", "submit", "whereabouts"]
+__all__ = ["Chain", "Preflight", "Receipts", "Ticket", "Tickets", "new_ticket", "preflight", "settle_all", "submit", "whereabouts"]
 
 T = TypeVar("T")
 
@@ -88,6 +88,8 @@ class Preflight(Record, frozen=True, kw_only=True):
     """Blocks from the commitment to its opening, as far as can be said."""
     head: int = 0
     hotkey: str = ""
+    pending_block: int | None = None
+    """Block of a commitment of this hotkey that is still sealed."""
 
     @property
     def ok(self) -> bool:
@@ -125,7 +127,7 @@ async def preflight(chain: Chain, url: str, hotkey: str, settings: hparams.Chain
     unpaid = settings if receipt is None and not against else msgspec.structs.replace(settings, fee_rao=0)
     problems += [*_incompatible(chain), *against, *chain_problems(facts, unpaid, size=size, replace_pending=replace_pending)]
     return Preflight(payload=payload, size=0 if isinstance(source, Reason) else len(source.content), problems=tuple(problems), findings=findings,
-                     effects=_effects(chain, facts, unpaid, blocks, size, receipt), fee_rao=unpaid.fee_rao, reveal_blocks=blocks, head=facts.head, hotkey=hotkey)
+                     effects=_effects(chain, facts, unpaid, blocks, size, receipt), fee_rao=unpaid.fee_rao, reveal_blocks=blocks, head=facts.head, hotkey=hotkey, pending_block=facts.pending_block)
 
 
 def _incompatible(chain: Chain) -> list[Reason]:
@@ -151,8 +153,7 @@ def chain_problems(facts: CommitFacts, settings: hparams.Chain, *, size: int, re
         found.append(reason("not-registered", f"The hotkey {facts.hotkey} is not registered on this subnet: register it first "
                                               "(`btcli subnets register`), or name another wallet."))
     if facts.pending_block is not None and not replace_pending:
-        found.append(reason("overwritten", f"The commitment of block {facts.pending_block} is still sealed; a new one would destroy it unread. "
-                                           "Wait for its reveal, or say --replace-pending."))
+        found.append(reason("overwritten", _would_destroy(facts.pending_block)))
     cost = max(MIN_SPACE, size)
     if facts.used_bytes + cost > facts.max_bytes:
         found.append(reason("too-soon", f"This commitment takes {cost} bytes and the hotkey has {max(0, facts.max_bytes - facts.used_bytes)} of "
@@ -166,6 +167,10 @@ def chain_problems(facts: CommitFacts, settings: hparams.Chain, *, size: int, re
         found.append(reason("fee-missing", f"The fee is {tao(settings.fee_rao)} and the coldkey {facts.coldkey} holds {tao(facts.balance_rao)}; "
                                            f"send it at least {tao(settings.fee_rao + TRANSFER_MARGIN - facts.balance_rao)} more."))
     return found
+
+
+def _would_destroy(block: int) -> str:
+    return f"The commitment of block {block} is still sealed; a new one would destroy it unread. Wait for its reveal, or say --replace-pending."
 
 
 def _effects(chain: Chain, facts: CommitFacts, settings: hparams.Chain, blocks: int, size: int, receipt: str | None) -> tuple[str, ...]:
@@ -191,51 +196,94 @@ def new_ticket(chain: Chain, seen: Preflight, reveal_blocks: int) -> Ticket:
                   created_at=time.time(), reveal_blocks=reveal_blocks, stage="paid" if seen.payload.receipt else "prepared")
 
 
-async def submit(chain: Chain, wallet: Any, ticket: Ticket, tickets: Tickets, settings: hparams.Chain, *, unlock: Callable[[], None] | None = None) -> Ticket:
+async def submit(chain: Chain, wallet: Any, ticket: Ticket, tickets: Tickets, settings: hparams.Chain, *, replace_pending: bool = False,
+                 unlock: Callable[[], None] | None = None) -> Ticket:
     """Pay (if a fee is asked) and commit, from wherever the ticket stands. Repeating it is harmless.
 
-    `unlock` makes the wallet's coldkey usable; it is called right before a fee is paid, and never otherwise.
+    `unlock` makes the wallet's coldkey usable; it is called right before a fee is paid, and never otherwise. Another sealed
+    commitment is destroyed with `replace_pending` only: UsageError without.
 
     Raises Unresolved, with the ticket saved, when nobody can say whether something sent is on chain: run it again later.
     """
     if ticket.stage == "sealed":
         ticket = tickets.save(await whereabouts(chain, ticket))
+    ticket = await settle(chain, ticket, tickets)
     if asks_fee(settings) and ticket.payload.receipt is None:
         ticket = await _pay(chain, wallet, ticket, tickets, unlock)
     if ticket.commit_block is None:
-        ticket = await _commit(chain, wallet, ticket, tickets)
+        ticket = await _commit(chain, wallet, ticket, tickets, replace_pending=replace_pending)
     return ticket
 
 
-async def _pay(chain: Chain, wallet: Any, ticket: Ticket, tickets: Tickets, unlock: Callable[[], None] | None) -> Ticket:
+async def settle(chain: Chain, ticket: Ticket, tickets: Tickets) -> Ticket:
+    """The ticket with what became of the extrinsic that an interrupted attempt left on its way: it stands behind it when it is
+    on chain, before it when it can no longer come. Raises Unresolved while it may, ChainError when nobody knows any more."""
+    if ticket.sent is None or ticket.stage not in ("paying", "committing"):
+        return ticket
+    return tickets.save(await (_settled_fee if ticket.stage == "paying" else _settled_commitment)(chain, ticket, ticket.sent))
+
+
+async def settle_all(chain: Chain, tickets: Tickets, hotkey: str) -> None:
+    """`settle` for all submissions of a hotkey, of whatever file: until it is known what became of them nothing new is paid, since
+    a fee on its way pays for the next submission too, and nothing new is committed, since of two only the later one lives."""
+    for ticket in tickets.all():
+        if (ticket.genesis, ticket.netuid, ticket.hotkey) == (chain.genesis, chain.netuid, hotkey):
+            await settle(chain, ticket, tickets)
+
+
+async def _settled_fee(chain: Chain, ticket: Ticket, sent: Sent) -> Ticket:
     try:
-        found = await _what_became(chain, ticket, "paying", final=True)
+        found = await chain.resolve(sent, final=True)
+    except Failed:
+        found = None  # nothing was paid
     except Pruned as error:
         raise ChainError(f"the fee may have been paid, and this node no longer knows ({error}): ask one that keeps its history (--network with an "
                          "archive endpoint) before anything is paid again") from error
-    if found is not None:
-        receipt = found.extrinsic
-    else:
-        if unlock is not None:
-            unlock()
-        receipt, _ = await _once(ticket, tickets, "paying", "prepared", lambda signed: chain.pay_fee(wallet, signed=signed))
-    paid = msgspec.structs.replace(ticket.payload, receipt=receipt)
-    return tickets.save(msgspec.structs.replace(ticket, stage="paid", payload=paid, sent=None))
+    return msgspec.structs.replace(ticket, stage="prepared", sent=None) if found is None else _paid(ticket, found.extrinsic)
 
 
-async def _commit(chain: Chain, wallet: Any, ticket: Ticket, tickets: Tickets) -> Ticket:
+def _paid(ticket: Ticket, receipt: str) -> Ticket:
+    return msgspec.structs.replace(ticket, stage="paid", payload=msgspec.structs.replace(ticket.payload, receipt=receipt), sent=None)
+
+
+async def _settled_commitment(chain: Chain, ticket: Ticket, sent: Sent) -> Ticket:
     try:
-        found = await _what_became(chain, ticket, "committing")
+        found = await chain.resolve(sent)
         block = found.block if found else None
+    except Failed:
+        block = None  # nothing was committed
     except Pruned:
-        block = await _committed_between(chain, ticket)
-    if block is not None:
-        return tickets.save(msgspec.structs.replace(ticket, stage="sealed", commit_block=block,
-                                                    reveal_block_estimate=block + ticket.reveal_blocks))
+        block = await _committed_between(chain, ticket, sent)
+    if block is None:
+        return msgspec.structs.replace(ticket, stage=_before(ticket), sent=None)
+    return msgspec.structs.replace(ticket, stage="sealed", commit_block=block, reveal_block_estimate=block + ticket.reveal_blocks)
+
+
+async def _pay(chain: Chain, wallet: Any, ticket: Ticket, tickets: Tickets, unlock: Callable[[], None] | None) -> Ticket:
+    if unlock is not None:
+        unlock()
+    receipt, _ = await _once(ticket, tickets, "paying", "prepared", lambda signed: chain.pay_fee(wallet, signed=signed))
+    return tickets.save(_paid(ticket, receipt))
+
+
+async def _commit(chain: Chain, wallet: Any, ticket: Ticket, tickets: Tickets, *, replace_pending: bool) -> Ticket:
+    await _look_again(chain, ticket, replace_pending=replace_pending)
     raw = format_payload(ticket.payload)
     done, sent = await _once(ticket, tickets, "committing", _before(ticket), lambda signed: chain.commit(raw, wallet, ticket.reveal_blocks, signed=signed))
     return tickets.save(msgspec.structs.replace(ticket, stage="sealed", sent=sent, commit_block=done.block, reveal_round=done.reveal_round,
                                                 reveal_block_estimate=done.reveal_block_estimate))
+
+
+async def _look_again(chain: Chain, ticket: Ticket, *, replace_pending: bool) -> None:
+    """Pre-flight may be long ago: a fee was paid in between, or it was of another call. UsageError where a commitment would
+    now destroy another, or name a receipt that nobody accepts any more."""
+    facts = await chain.commit_facts(ticket.hotkey)
+    kept = f" Nothing was committed; the receipt {ticket.payload.receipt} is kept." if ticket.payload.receipt else " Nothing was committed."
+    if facts.pending_block is not None and not replace_pending:
+        raise UsageError(_would_destroy(facts.pending_block) + kept)
+    if out_of_window(ticket.payload.receipt, facts.head + MARGIN):
+        raise UsageError(f"the receipt {ticket.payload.receipt} is too old to pay for a commitment in block {facts.head + 1}: it counts for {WINDOW} blocks. "
+                         "Nothing was committed; run the same command again to pay anew.")
 
 
 def _before(ticket: Ticket) -> str:
@@ -278,20 +326,9 @@ async def whereabouts(chain: Chain, ticket: Ticket) -> Ticket:
     return msgspec.structs.replace(ticket, commit_block=found.block, reveal_block_estimate=found.block + ticket.reveal_blocks)
 
 
-async def _what_became(chain: Chain, ticket: Ticket, doing: str, *, final: bool = False) -> Included | None:
-    """The extrinsic that an earlier, interrupted attempt sent, if it is on chain. Raises Unresolved while it may still come."""
-    if ticket.stage != doing or ticket.sent is None:
-        return None
-    try:
-        return await chain.resolve(ticket.sent, final=final)
-    except Failed:
-        return None  # it was included and failed: nothing happened
-
-
-async def _committed_between(chain: Chain, ticket: Ticket) -> int | None:
+async def _committed_between(chain: Chain, ticket: Ticket, sent: Sent) -> int | None:
     """The hotkey's commit block in the blocks that the forgotten extrinsic can only be in; None: it never came."""
-    if ticket.sent is None:
-        return None
     rows = await chain.commitments(hotkey=ticket.hotkey)
-    ours = [r for r in rows if r.commit_block_exact and r.payload in (None, ticket.payload)]
-    return next((r.commit_block for r in ours if ticket.sent.first <= r.commit_block <= ticket.sent.last), None)
+    ours = [r for r in rows if r.payload in (None, ticket.payload) and r.commit_block >= sent.first]
+    # Of one that was opened, and whose block the node has forgotten, the block of the opening is all that is known.
+    return next((r.commit_block for r in ours if (r.commit_block <= sent.last if r.commit_block_exact else r.payload is not None)), None)

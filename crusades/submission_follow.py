@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -134,19 +135,36 @@ async def _step(chain: Chain, ticket: Ticket, ask: Ask | None) -> tuple[Progress
     if ticket.commit_block is None:
         why = reason("withdrawn", "The block that held the commitment lost, and no other holds it: nothing is committed. Run the same command again.")
         return Progress(ticket=msgspec.structs.replace(ticket, stage="rejected", reason=why), words=f"rejected: {why.message}"), True
-    ticket = _from_chain(ticket, rows)
+    ticket = await _from_chain(chain, ticket, rows)
     return Progress(ticket=ticket, words=_words(ticket) + trouble * (not ticket.over)), ticket.over or (ask is None and ticket.stage == "revealed")
 
 
-def _from_chain(ticket: Ticket, rows: Sequence[Commitment]) -> Ticket:
-    row = next((r for r in rows if r.commit_block == ticket.commit_block), None)
+async def _from_chain(chain: Chain, ticket: Ticket, rows: Sequence[Commitment]) -> Ticket:
+    # Opened, and its block forgotten: the block of the opening stands in.
+    stands_in = next((r for r in rows if not r.commit_block_exact and r.payload == ticket.payload and r.commit_block >= (ticket.commit_block or 0)), None)
+    row = next((r for r in rows if r.commit_block == ticket.commit_block), stands_in)
     if row is not None:
         return msgspec.structs.replace(ticket, stage=str(row.state.value), reason=row.reason, reveal_round=row.reveal_round or ticket.reveal_round)
-    newer = next((r for r in rows if ticket.commit_block is not None and r.commit_block > ticket.commit_block), None)
-    if newer is not None and ticket.stage == "sealed":
-        words = f"The commitment of block {newer.commit_block} replaced this one of block {ticket.commit_block} before it was opened."
-        return msgspec.structs.replace(ticket, stage="rejected", reason=reason("overwritten", words))
-    return ticket
+    # One that came after the opening has replaced nothing: ours was opened, and as many later ones have pushed it off the chain's list.
+    opened = ticket.reveal_block_estimate or math.inf
+    newer = next((r for r in rows if ticket.commit_block is not None and ticket.commit_block < r.commit_block < opened), None)
+    if newer is None or ticket.stage != "sealed" or not await _another(chain, ticket, newer):
+        return ticket
+    words = f"The commitment of block {newer.commit_block} replaced this one of block {ticket.commit_block} before it was opened."
+    return msgspec.structs.replace(ticket, stage="rejected", reason=reason("overwritten", words))
+
+
+async def _another(chain: Chain, ticket: Ticket, newer: Commitment) -> bool:
+    """Whether a later row is another commitment for certain, and not this one, which a reorganisation moved or whose block is not known."""
+    if not newer.commit_block_exact:
+        return False
+    if not ticket.may_be_in(newer.commit_block) or ticket.sent is None:
+        return True
+    try:
+        found = await chain.resolve(ticket.sent, final=True)
+    except ChainError:
+        return False
+    return found is not None and found.block < newer.commit_block
 
 
 def _from_validator(ticket: Ticket, remote: Remote) -> tuple[Progress, bool]:

@@ -41,6 +41,10 @@ class Ticket(Record, frozen=True, kw_only=True):
             return None
         return Commitment(netuid=self.netuid, hotkey=self.hotkey, uid=None, commit_block=self.commit_block).submission_id
 
+    def may_be_in(self, block: int) -> bool:
+        """Whether the block may hold this commitment, a reorganisation counted."""
+        return block == self.commit_block or (self.sent is not None and self.sent.first <= block <= self.sent.last)
+
     @property
     def over(self) -> bool:
         """Nothing more will happen."""

@@ -232,6 +232,50 @@ def test_a_paid_ticket_whose_receipt_was_used_meanwhile_pays_anew(submit, chain,
     assert chain.balance(TREASURY) == 4 * 10**9
 
 
+def interrupted_at(stage, monkeypatch, submit, *words):
+    """The command, until it would write that it is at this stage; it ends as Ctrl-C ends it."""
+    save = Tickets.save
+
+    def interrupt(tickets, ticket):
+        if ticket.stage == stage:
+            raise KeyboardInterrupt
+        return save(tickets, ticket)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tickets, "save", interrupt)
+        with pytest.raises(json.JSONDecodeError):  # it prints no document
+            submit(*words)
+
+
+@pytest.mark.parametrize(("flags", "again"), [((), "other.py"), (("--replace-pending",), "train.py"), (("--replace-pending",), "other.py")])
+def test_a_fee_on_its_way_at_an_interruption_pays_for_what_comes_next(submit, chain, paying, monkeypatch, flags, again):
+    monkeypatch.setenv("BT_WALLET_PASSWORD", "secret")
+    interrupted_at("paid", monkeypatch, submit, "train.py", *paying, *flags)
+    code, document, said = submit(again, *paying, *flags)
+    assert (code, document["status"]) == (0, "sealed"), said
+    assert chain.balance(TREASURY) == 2 * 10**9
+
+
+@pytest.mark.parametrize("chain", [100], indirect=True)
+def test_the_same_command_replaces_no_seal_of_its_own(submit, chain, monkeypatch):
+    interrupted_at("sealed", monkeypatch, submit, "train.py", "--replace-pending")
+    for _ in range(2):
+        code, document, said = submit("train.py", "--replace-pending")
+        assert (code, document["status"]) == (0, "sealed"), said
+    assert len(commits(chain)) == 1
+
+
+@pytest.mark.parametrize("later", [0, 20])
+@pytest.mark.parametrize("chain", [100], indirect=True)
+def test_a_seal_that_another_file_replaced_can_replace_it_in_turn(submit, chain, later):
+    first = submit("train.py")[1]["commit_block"]
+    chain.produce_blocks(later)
+    second = submit("other.py", "--replace-pending")[1]["commit_block"]
+    chain.produce_blocks(later)
+    third = submit("train.py", "--replace-pending")[1]["commit_block"]
+    assert first < second < third
+
+
 def test_a_receipt_that_does_not_pay_is_refused_before_anything_is_signed(submit, chain, paying, monkeypatch):
     monkeypatch.setenv("BT_WALLET_PASSWORD", "secret")
     code, document, _ = submit("train.py", *paying, "--receipt", "1-0")

@@ -3,12 +3,12 @@
 import msgspec
 import pytest
 import trio
-from chain_world import NETUID, REVEAL, SETTINGS, URL, open_world, world  # noqa: F401  (world is a fixture)
+from chain_world import NETUID, REVEAL, SETTINGS, URL, open_world, payload, world  # noqa: F401  (world is a fixture)
 from httpx import AsyncClient, ConnectError, MockTransport, Response
 
 from crusades import fees
 from crusades import submission as s
-from crusades.chain_records import CommitFacts, Pruned, Receipt, Unresolved
+from crusades.chain_records import CommitFacts, Failed, Pruned, Receipt, Unresolved
 from crusades.errors import ChainError, UsageError
 from crusades.payload import parse_payload
 from crusades.records import Finding, Outcome, Payload, Reason, Source, Stage, Status
@@ -291,7 +291,8 @@ async def test_a_receipt_that_names_no_transfer_is_none(world):  # noqa: F811
     done = await world.chain.commit(b"x" * 20, world.miner, REVEAL)
     assert await world.chain.receipt(done.extrinsic) is None
     assert await world.chain.receipt(f"{done.block}-99") is None
-    assert await world.chain.receipt("99999999-0") is None
+    with pytest.raises(ChainError, match="has not reached block 99999999"):
+        await world.chain.receipt("99999999-0")
 
 
 async def test_a_fee_that_was_sent_before_the_crash_is_not_paid_again(world):  # noqa: F811
@@ -438,6 +439,12 @@ async def ticket_for_sealed(world):  # noqa: F811
 # ------------------------------------------------------------------------------------------------ reorganisations
 
 
+async def ticket_of_somebody_rich(w):
+    """A ticket for which preflight has seen money enough."""
+    rich = msgspec.structs.replace(FEE, fee_rao=10**6)
+    return await ticket_for(w, rich)
+
+
 async def in_the_second_of_two_new_blocks(w, task_status=trio.TASK_STATUS_IGNORED):
     """Include what comes in the second of two blocks that are not final, so that a branch of another length moves it."""
     await w.blocks()
@@ -511,6 +518,137 @@ async def test_a_fee_is_named_by_the_block_it_is_final_in(tmp_path):
             receipt = await w.chain.pay_fee(w.miner)
         assert (await w.chain.receipt(receipt)).signer == w.miner.coldkeypub.ss58_address
         assert w.net.balance(FEE.fee_address) - before == FEE.fee_rao
+
+
+async def test_a_fee_that_fails_on_one_branch_and_is_paid_on_the_other_is_paid_once(tmp_path):
+    async with open_world(tmp_path, FEE, sealing="manual", finality_lag=6) as w:
+        await w.blocks(10)
+        before = w.net.balance(FEE.fee_address)
+        ticket, tickets = await ticket_for(w, FEE)
+
+        async def blocks(task_status):
+            coldkey = w.miner.coldkeypub.ss58_address
+            w.net.fund(coldkey, 10**9)
+            await in_the_second_of_two_new_blocks(w, task_status)  # and fails there
+            await trio.to_thread.run_sync(lambda: w.net.reorganize(2, keep_extrinsics=True))
+            w.net.fund(coldkey, 10**12)
+            await w.blocks(8)
+            await trio.to_thread.run_sync(w.net.chain.wait_pool, 1, 5.0)  # the commitment
+            await w.blocks()
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(blocks)
+            done = await s.submit(w.chain, w.miner, ticket, tickets, FEE)
+        assert done.stage == "sealed"
+        assert w.net.balance(FEE.fee_address) - before == FEE.fee_rao
+
+
+async def test_a_fee_that_failed_for_good_is_told_as_failed(tmp_path):
+    async with open_world(tmp_path, FEE) as w:
+        w.net.fund(w.miner.coldkeypub.ss58_address, 10**9)
+        ticket, tickets = await ticket_of_somebody_rich(w)
+        async with trio.open_nursery() as nursery:
+            async def finality():
+                await trio.to_thread.run_sync(w.net.chain.wait_pool, 1, 5.0)
+                await w.blocks(6)
+
+            nursery.start_soon(finality)
+            with pytest.raises(Failed):
+                await s.submit(w.chain, w.miner, ticket, tickets, FEE)
+        assert [(t.stage, t.sent) for t in tickets.all()] == [("prepared", None)]
+
+
+async def test_a_node_that_lacks_a_block_commits_nothing_twice(tmp_path):
+    """It says of a block that it has not got yet what it says of one it has forgotten."""
+    settings = msgspec.structs.replace(SETTINGS, weights_deadline=0.5)
+    async with open_world(tmp_path, settings, sealing="manual", finality_lag=6) as w:
+        await w.blocks(20)
+        ticket, tickets = await ticket_for(w)
+        with pytest.raises(Unresolved):
+            await s.submit(w.chain, w.miner, ticket, tickets, SETTINGS)
+        w.fault("wrong", "chain_getBlock", result=None)
+        with pytest.raises(Unresolved, match="may still come"):
+            await s.submit(w.chain, w.miner, tickets.all()[0], tickets, SETTINGS)
+        assert w.calls("author_submitExtrinsic") == 1
+
+
+async def test_a_commitment_of_another_file_on_its_way_is_waited_for(tmp_path):
+    settings = msgspec.structs.replace(SETTINGS, weights_deadline=0.5)
+    async with open_world(tmp_path, settings, sealing="manual", finality_lag=6) as w:
+        await w.blocks(20)
+        ticket, tickets = await ticket_for(w)
+        with pytest.raises(Unresolved):
+            await s.submit(w.chain, w.miner, ticket, tickets, SETTINGS)
+        with pytest.raises(Unresolved):
+            await s.settle_all(w.chain, tickets, ticket.hotkey)
+        await w.blocks()
+        await s.settle_all(w.chain, tickets, ticket.hotkey)
+        assert [(t.stage, t.commit_block) for t in tickets.all()] == [("sealed", 21)]
+
+
+async def test_a_seal_that_came_after_preflight_is_not_destroyed(world):  # noqa: F811
+    ticket, tickets = await ticket_for(world)
+    await world.chain.commit(payload("b"), world.miner, REVEAL)
+    with pytest.raises(UsageError, match="would destroy it unread"):
+        await s.submit(world.chain, world.miner, ticket, tickets, SETTINGS)
+    assert world.calls("author_submitExtrinsic") == 1
+    assert (await s.submit(world.chain, world.miner, ticket, tickets, SETTINGS, replace_pending=True)).stage == "sealed"
+
+
+async def test_a_receipt_that_has_become_too_old_is_not_committed(tmp_path, monkeypatch):
+    async with open_world(tmp_path, FEE) as w:
+        ticket, tickets = await ticket_for(w, FEE)
+        receipt = await w.chain.pay_fee(w.miner)
+        paid = msgspec.structs.replace(ticket, stage="paid", payload=msgspec.structs.replace(ticket.payload, receipt=receipt))
+        monkeypatch.setattr(fees, "WINDOW", 105)
+        await w.blocks(10)
+        with pytest.raises(UsageError, match="too old to pay"):
+            await s.submit(w.chain, w.miner, paid, tickets, FEE)
+        assert w.calls("author_submitExtrinsic") == 1
+
+
+async def test_a_node_behind_the_block_of_a_receipt_is_no_word_that_nothing_was_paid(tmp_path):
+    async with open_world(tmp_path, FEE) as w:
+        receipt = await w.chain.pay_fee(w.miner)
+        await w.blocks(5)
+        earlier = w.net.chain.ledger[int(receipt.split("-")[0]) - 1].hash
+        w.fault("wrong", "chain_getHead", result=earlier)
+        w.fault("wrong", "chain_getFinalizedHead", result=earlier)
+        with pytest.raises(ChainError, match="has not reached block"):
+            await w.chain.receipt(receipt)
+        assert (await w.chain.receipt(receipt)).amount_rao == FEE.fee_rao
+
+
+async def test_a_commitment_whose_place_is_not_final_is_not_replaced_by_itself(tmp_path):
+    """A reorganisation moved it, and the node that is asked where it is has not seen that yet."""
+    async with open_world(tmp_path, sealing="manual", finality_lag=6) as w:
+        await w.blocks(10)
+        ticket, tickets = await committed(w)
+        (moved,), behind = w.net.chain._unfinal[-1:], w.net.chain.ledger[9].hash
+        await trio.to_thread.run_sync(lambda: w.net.reorganize(2))
+        moved.lost = True
+        await w.blocks(2)
+        moved.lost = False
+        await w.blocks()
+        w.fault("wrong", "chain_getHead", skip=2, result=behind)  # the first are of the rows
+        found = []
+        async for step in follow(w.chain, ticket, tickets, ask=None, poll=0.05):
+            found.append((step.ticket.stage, step.ticket.commit_block))
+            if step.ticket.commit_block != ticket.commit_block:
+                break
+        assert found == [("sealed", ticket.commit_block), ("sealed", ticket.commit_block + 1)]
+
+
+async def test_a_commitment_whose_block_is_forgotten_is_followed_to_its_opening(tmp_path):
+    async with open_world(tmp_path) as w:
+        ticket, tickets = await ticket_for(w)
+        done = await s.submit(w.chain, w.miner, ticket, tickets, SETTINGS)
+        await w.blocks(REVEAL)
+        await w.chain.commit(payload("b"), w.miner, REVEAL)
+        await w.blocks(REVEAL + 300)
+        await trio.to_thread.run_sync(w.net.prune, 5)
+        async with w.another(w.miner) as chain:
+            assert [step.ticket.stage for step in await steps(chain, done, tickets, ask=None)] == ["revealed"]
 
 
 async def test_a_ticket_of_a_dev_chain_that_was_started_anew_is_submitted_anew(world, tmp_path):  # noqa: F811
