@@ -30,6 +30,7 @@ def test_sizes_beyond_the_caps_are_refused_from_the_prefix_alone(header, payload
 @pytest.mark.parametrize("header", [
     b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"t":"nonsense"}', b'{"t":"next"}', b'{"t":"next","step":"1"}', b'{"t":"next","step":1,"more":2}',
     b'{"t":"done","run":0,"claimed_ns":NaN}', b'{"t":"go","run":0}', b"[" * 60_000,
+    b'{"x":' + b"[" * 2000, b'{"x":' + b"[" * 30_000, b'{"x":' + b"[" * 2000 + b"]" * 2000 + b',"t":"next","step":1}', b'{"x":' + b'{"y":' * 10_000,
 ])  # fmt: skip
 def test_a_malformed_or_foreign_header_is_a_protocol_error(header):
     with pytest.raises(ProtocolError, match="cannot be read"):

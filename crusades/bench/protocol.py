@@ -354,5 +354,5 @@ def decode_header(decoder: msgspec.json.Decoder[T], raw: bytes) -> T:
     """The header as a record. Raises ProtocolError with the path of what is wrong."""
     try:
         return decoder.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # what stands before the tag is skipped level by level
         raise ProtocolError(f"a frame's header cannot be read: {error}") from error

@@ -59,6 +59,8 @@ CASES: dict[str, tuple[str, set[int]]] = {
     "speaks as the referee": (FORGED_FRAME + "def inner_steps(*a):\n    say(t='ran')\n    while True: pass\n", {1306}),
     "forges a next frame before the update": (
         FORGED_FRAME + TRAIN + "def inner_steps(m, it, o, n, d):\n    next(it)\n    say(t='next', step=1)\n    return honest(m, it, o, n - 1, d)\n", {1306}),
+    "nests a frame deeply": (
+        "import os, struct\ndef inner_steps(*a):\n    h = b'{\"x\":' + b'[' * 2000\n    os.write(3, struct.pack('<II', len(h), 0) + h)\n    while True: pass\n", {1306}),
     "closes every descriptor": ("import os\ndef inner_steps(*a):\n    os.closerange(3, 1024)\n    while True: pass\n", {1303}),
     "leaves weights that are not numbers": (
         TRAIN + "def inner_steps(m, it, o, n, d):\n    r = honest(m, it, o, n, d)\n    [p.data.fill_(float('nan')) for p in m.parameters()]\n    return r\n", {1402}),
