@@ -107,6 +107,15 @@ def test_taking_what_nobody_prepared_is_our_fault(pool):
         pool.take("s", 10, block=20)
 
 
+def test_what_is_told_to_be_there_is_there_whatever_was_retired(pool):
+    """A queue, each committed after the exams' first use: what the last left over must not go once it has been counted."""
+    for number in range(1, 7):
+        done = pool.ensure(f"s{number}", 100 * number, 3)
+        assert pool.available(f"s{number}", 100 * number) == done.available >= 3
+        for _ in range(2):
+            pool.take(f"s{number}", 100 * number, block=100 * number + 50)
+
+
 def test_the_pool_is_bounded_and_retired_seeds_are_told(pool):
     retired = []
     for name in "abcdef":

@@ -54,16 +54,16 @@ class ExamPool:
 
     def ensure(self, submission_id: str, commit_block: int, wanted: int) -> Prepared:
         """Prepare what is missing so that `wanted` exams may serve this submission. Only while no contestant exists."""
-        started, before = time.monotonic(), self.available(submission_id, commit_block)
-        missing = max(0, wanted - before)
+        started = time.monotonic()
+        retired = self._make_room(submission_id, commit_block, wanted)
+        missing = max(0, wanted - self.available(submission_id, commit_block))
         if missing:
             fresh = ExamSet(self._reference.redraw(secrets.randbits(62), self._spare.pop() if self._spare else None))
             self._sets.append(fresh)
             for _ in range(missing):
                 fresh.exams.append(prepare_exam(self._reference, self._corpus, self._profile, fresh.initial, self._new_seed()))
             self._reference.restore(fresh.initial)
-        retired = self._retire(keep=wanted)
-        return Prepared(before + missing, missing, time.monotonic() - started, retired)
+        return Prepared(self.available(submission_id, commit_block), missing, time.monotonic() - started, retired)
 
     def take(self, submission_id: str, commit_block: int, block: int) -> tuple[Exam, torch.Tensor]:
         """An exam for one run, and the initial weights it starts from. Raises RefereeFault when none may serve."""
@@ -82,11 +82,12 @@ class ExamPool:
         self._seeds.add(seed)
         return seed
 
-    def _retire(self, keep: int) -> tuple[str, ...]:
-        """Drop whole sets, oldest first, while more than the pool's bound are kept. Their seeds may be published."""
+    def _make_room(self, submission_id: str, commit_block: int, wanted: int) -> tuple[str, ...]:
+        """Drop whole sets, oldest first, until what this submission will then lack fits into the pool's bound. Their seeds may
+        be published. Before anything is prepared: what is dropped afterwards may be what was counted on."""
         retired: list[str] = []
-        bound = max(self._profile.exam_pool, keep)
-        while len(self._sets) > 1 and sum(len(s.exams) for s in self._sets) > bound:
+        bound = max(self._profile.exam_pool, wanted)
+        while self._sets and (missing := wanted - self.available(submission_id, commit_block)) > 0 and sum(len(s.exams) for s in self._sets) + missing > bound:
             oldest = self._sets.pop(0)
             retired += [e.seed.hex() for e in oldest.exams]
             if oldest.initial is not self._reference.initial and not self._spare:  # pretrained weights are every set's
