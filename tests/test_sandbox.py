@@ -14,7 +14,8 @@ from msgspec.structs import replace
 from sandbox_kit import CGROUPS, MIB, SMALL, family, needs_sandbox, policy, run, start
 
 from crusades.errors import SandboxFault
-from crusades.sandbox import launch
+from crusades.sandbox import box as boxes
+from crusades.sandbox import identity, launch
 from crusades.sandbox.launch import spawn
 from crusades.sandbox.policy import Mount
 
@@ -182,6 +183,22 @@ async def test_reaching_the_memory_limit_is_told_from_other_deaths():
     else:
         assert "MemoryError" in ran.output
     assert SMALL.memory_bytes == 192 * MIB
+
+
+async def test_what_does_not_die_is_told_in_time_and_keeps_its_user(monkeypatch):
+    """As a process does that is inside a driver call: the monitor waits for it as long as it lives."""
+    monkeypatch.setattr(boxes, "END_PATIENCE", 0.1)
+    monkeypatch.setattr(boxes, "PATIENCE_PER_GIB", 0.0)
+    monkeypatch.setattr(boxes.Box, "_signal_init", lambda box: None)
+    released = []
+    monkeypatch.setattr(type(identity.Identity(0)), "release", released.append)
+    ours, theirs = socket.socketpair()
+    with ours:
+        box = start("signal.pause()", theirs)
+        theirs.close()
+        with trio.fail_after(10), pytest.raises(SandboxFault, match="does not die"):
+            await box.kill()
+        assert released == []
 
 
 async def test_the_end_of_the_event_loop_is_the_end_of_the_sandbox():

@@ -96,6 +96,22 @@ def test_a_group_holds_its_limits(root):
     assert group.enforces() == {"memory": "cgroup v2", "processes": "cgroup v2"}
 
 
+@pytest.mark.parametrize(("version", "files", "own"), [
+    ("v2", {"memory.events": "low 0\noom 0\noom_kill 1\n"}, False),
+    ("v2", {"memory.events": "low 0\noom 1\noom_kill 1\n"}, True),
+    ("v1", {"memory.failcnt": "0\n", "memory.memsw.failcnt": "0\n"}, False),
+    ("v1", {"memory.failcnt": "0\n", "memory.memsw.failcnt": "3\n"}, True),
+    ("v1", {"memory.failcnt": "12\n"}, True),
+    ("v1", {"memory.failcnt": "0\n", "memory.max_usage_in_bytes": "1000\n"}, True),
+    ("v1", {"memory.failcnt": "0\n", "memory.max_usage_in_bytes": "900\n"}, False),
+    ("v2", {"memory.events": "oom 0\n", "memory.peak": "1000\n"}, True),
+])
+def test_a_kill_for_somebody_elses_limit_is_told_from_one_for_its_own(root, version, files, own):
+    for name, text in files.items():
+        (root / name).write_text(text)
+    assert cgroups.Group(version, {"memory": root}).at_its_limit(1000) is own
+
+
 def test_oom_kills_are_read_in_both_versions(root):
     (root / "memory.events").write_text("low 0\noom 4\noom_kill 2\noom_group_kill 0\n")
     (root / "memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n")

@@ -21,6 +21,8 @@ from crusades.sandbox.policy import Limits
 
 END_PATIENCE = 15.0
 """Seconds for a killed namespace to be gone. A process inside a driver call can need seconds."""
+PATIENCE_PER_GIB = 8.0
+"""More of them for each GiB that it has used: the kernel frees four million empty files, 4 GiB, in 19 seconds on a busy machine."""
 DRAIN_PAUSE = 0.005
 """Seconds between reads of 64 KiB: a flood is read at 13 MB/s at most, and costs us no more than that."""
 POLL = 0.005
@@ -38,9 +40,11 @@ class ExitStatus(msgspec.Struct, frozen=True):
     code: int | None
     signal: int | None
     oom_killed: bool
-    """The kernel killed one of its processes for reaching the memory limit."""
+    """The kernel killed one of its processes for reaching its own memory limit."""
     text: str
     """For people."""
+    machine_oom: bool = False
+    """The kernel killed one of its processes though it was within its limit: memory was short outside."""
 
 
 class Box:
@@ -65,8 +69,10 @@ class Box:
         self._reported = reported
         """What bubblewrap had reported beside the pid when we met."""
         self._tail = Tail(limits.output_bytes)
-        self._killed = False
+        self._killed = trio.Event()
+        self._stuck = False
         self._oom_kills = 0
+        self._own_limit = False
         self._gone = trio.Event()
         self._outcome: ExitStatus | SandboxFault | None = None
         self.peak_bytes = 0
@@ -102,10 +108,10 @@ class Box:
         """
         with trio.CancelScope(shield=True):
             if not self._gone.is_set():  # afterwards the descriptor may be another's
-                self._killed = True
+                self._killed.set()
                 self._signal_init()
             await self._gone.wait()
-        if isinstance(self._outcome, SandboxFault) and "does not die" in str(self._outcome):
+        if self._stuck and isinstance(self._outcome, SandboxFault):
             raise self._outcome
 
     def _signal_init(self) -> None:
@@ -117,21 +123,41 @@ class Box:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._drain)
-                monitor = os.pidfd_open(self._process.pid)
-                try:
-                    await trio.lowlevel.wait_readable(monitor)
-                finally:
-                    os.close(monitor)
+                await self._monitor_ends()
                 self._signal_init()  # what the program left behind
-                with trio.move_on_after(END_PATIENCE) as patience:
-                    await trio.lowlevel.wait_readable(self._init)
-                with trio.move_on_after(END_PATIENCE):
+                if not self._stuck:
+                    with trio.move_on_after(self._patience()) as patience:
+                        await trio.lowlevel.wait_readable(self._init)
+                    self._stuck = patience.cancelled_caught
+                with trio.move_on_after(0 if self._stuck else END_PATIENCE):
                     await _until(self._cgroup_gone)
                 self._last_words()
-                self._outcome = self._judge(stuck=patience.cancelled_caught)
+                self._outcome = self._judge()
                 nursery.cancel_scope.cancel()
         finally:
             self._close()
+
+    async def _monitor_ends(self) -> None:
+        """Until bubblewrap's monitor has ended. It outlives init, which outlives everybody inside: once it is killed, only so long."""
+        async def impatient() -> None:
+            await self._killed.wait()
+            await trio.sleep(self._patience())
+            self._stuck = True
+            nursery.cancel_scope.cancel()
+
+        monitor = os.pidfd_open(self._process.pid)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(impatient)
+                await trio.lowlevel.wait_readable(monitor)
+                nursery.cancel_scope.cancel()
+        finally:
+            os.close(monitor)
+
+    def _patience(self) -> float:
+        """Seconds for what is killed now to be gone."""
+        held = self._sizes.memory_bytes if self._group is None else self._group.peak_bytes()
+        return END_PATIENCE + PATIENCE_PER_GIB * held / (1 << 30)
 
     async def _drain(self) -> None:
         """Keep the pipe flowing, at a bounded rate."""
@@ -155,35 +181,42 @@ class Box:
         if self._group is None:
             return True
         self._oom_kills = self._group.oom_kills() or self._oom_kills
+        self._own_limit = self._group.at_its_limit(self._sizes.memory_bytes) or self._own_limit
         self.peak_bytes = self._group.peak_bytes() or self.peak_bytes
         return self._group.remove()
 
-    def _judge(self, *, stuck: bool) -> ExitStatus | SandboxFault:
-        if stuck:
+    def _judge(self) -> ExitStatus | SandboxFault:
+        if self._stuck:
             return SandboxFault(f"a process of sandbox {self.pid} does not die: look at `ps -o pid,stat,wchan,cmd` and the driver's log")
         self._process.wait()
-        oom = bool(self._oom_kills)
         code = _exit_code(self._reported + read_now(self._status))
-        if code is None and not self._killed and not oom:
+        if code is None and not self._killed.is_set() and not self._oom_kills:
             said = self._tail.text().strip()
             return SandboxFault(f"the sandbox could not be built: {said or f'bubblewrap ended with {self._process.returncode}'}")
-        return self._status_of(code, oom)
+        return self._status_of(code)
 
-    def _status_of(self, code: int | None, oom: bool) -> ExitStatus:
+    def _status_of(self, code: int | None) -> ExitStatus:
         number = signal.SIGKILL if code is None else code - _SIGNAL_BASE if code > _SIGNAL_BASE else None
-        if oom:
+        oom = bool(self._oom_kills) and self._own_limit
+        if self._oom_kills and not oom:
+            text = (f"the machine ran out of memory, or the group that the validator is in, and the kernel killed it: it had used {self.peak_bytes / (1 << 30):.2f} GiB "
+                    f"of its {self._sizes.memory_bytes / (1 << 30):.2f}")
+        elif oom:
             text = f"the memory limit of {self._sizes.memory_bytes / (1 << 30):.2f} GiB was reached"
         elif number is None:
             text = f"exit code {code}"
-        elif self._killed and number == signal.SIGKILL:
+        elif self._killed.is_set() and number == signal.SIGKILL:
             text = "killed by us"
         else:
             text = _SIGNAL_TEXTS.get(number, f"killed by signal {number}")
-        return ExitStatus(code if number is None else None, number, oom, text)
+        return ExitStatus(code if number is None else None, number, oom, text, bool(self._oom_kills) and not oom)
 
     def _close(self) -> None:
         """The last act, also when the event loop is being torn down: nothing may outlive it."""
-        if self._process.poll() is None:  # the event loop is going: no more waiting for its events
+        if self._stuck:
+            self._process.kill()  # what does not die is init or below; this only waits for it
+            self._process.wait()
+        elif self._process.poll() is None:  # the event loop is going: no more waiting for its events
             self._signal_init()
             _block_until_readable(self._init, TEARDOWN_PATIENCE)
             try:
@@ -194,7 +227,8 @@ class Box:
         self._cgroup_gone()
         for descriptor in (self._init, self._output, self._status):
             os.close(descriptor)
-        self.who.release()
+        if not self._stuck:  # else nobody else is to be that user
+            self.who.release()
         self._gone.set()
 
 

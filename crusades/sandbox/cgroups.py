@@ -24,6 +24,8 @@ PREFIX = "crusades-box-"
 NEEDED = ("memory", "pids")
 LEAF = "daemon"
 """The group that this process moves into, below a group that is delegated to it."""
+AT_LIMIT = 0.98
+"""Share of its limit from which on a group counts as having reached it."""
 _CPU_SHARES_OF_100 = 1024
 _serial = itertools.count()
 
@@ -65,6 +67,20 @@ class Group(msgspec.Struct, frozen=True):
             return 0
         text = _read(folder / ("memory.events" if self.version == "v2" else "memory.oom_control"))
         return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill "))
+
+    def at_its_limit(self, memory_bytes: int) -> bool:
+        """Whether its own limit of `memory_bytes` was ever in the way: without that the kernel has killed for somebody else's.
+
+        By the kernel's counters, which version 1 does not always keep, or by the most that was used.
+        """
+        folder = self.folders.get("memory")
+        if folder is None:
+            return False
+        if self.version == "v2":
+            counts = [line.split()[1] for line in _read(folder / "memory.events").splitlines() if line.startswith("oom ")]
+        else:
+            counts = [_read(folder / name).strip() for name in ("memory.failcnt", "memory.memsw.failcnt")]
+        return any(count.isdigit() and int(count) for count in counts) or self.peak_bytes() > AT_LIMIT * memory_bytes
 
     def peak_bytes(self) -> int:
         """Most memory ever used, 0 where the kernel does not say."""
