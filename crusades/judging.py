@@ -200,7 +200,7 @@ async def _attempt(ctx: Context, seat: Seat, judge: Judge, row: Submission, sour
     if kept is None:
         return  # the chain withdrew it meanwhile
     # Run 0 warms up in every attempt: its point is the state of this process and this card.
-    finished = tuple(run for run in kept if run.scored and not run.void)
+    finished = tuple(run for run in kept if run.scored and not run.void and run.audit.passed)
     with trio.CancelScope() as scope:
         try:
             verdict = await judge.evaluate(_job(ctx, seat, row, source, finished, scope))

@@ -3,18 +3,36 @@
 import dataclasses
 import os
 import socket
+import subprocess
 import tempfile
 
 import msgspec
 import pytest
+import trio
 from evaluate_kit import GONE, FakeCard, FakeContestant, FakeReferee, make_job, make_slot, ran
 
 from crusades.bench import contestant, evaluate
 from crusades.bench import protocol as p
 from crusades.bench.contestant import Contestant
+from crusades.bench.link import RefereeLink
 from crusades.errors import DeviceFault, RefereeFault, SandboxFault
 from crusades.nvml import LATE
+from crusades.records import Reason, Stage
+from crusades.sandbox.box import ExitStatus
 from crusades.sandbox.policy import ENVIRONMENT
+
+
+class FakeBox:
+    """One that has ended like this."""
+
+    limits, pid = {}, 3
+
+    def __init__(self, status):
+        self.status = status
+
+    async def wait(self):
+        return self.status
+
 
 STUCK = SandboxFault("a process of sandbox 7 does not die")
 
@@ -31,12 +49,47 @@ async def test_a_slot_ends_whole_although_its_contestant_does_not_die(tmp_path):
 
 
 async def test_an_evaluation_whose_contestant_does_not_die_takes_the_referee_along(tmp_path):
-    referee = FakeReferee()
+    """And the verdict stands: else to die slowly would be a way to roll again."""
+    referee = FakeReferee(LoadSubmission=p.SubmissionLoaded(reason=GONE))
     slot = make_slot(tmp_path, referee, FakeContestant(STUCK))
-    with pytest.raises(SandboxFault, match="does not die"):
-        await slot.evaluate(make_job())
+    assert (await slot.evaluate(make_job())).code == 1303
     assert referee.killed
     assert slot._contestant is None
+
+
+async def test_a_contestant_that_does_not_die_before_there_is_a_verdict_is_our_fault(tmp_path):
+    referee = FakeReferee(LoadSubmission=p.RefereeError(message="broken"))
+    with pytest.raises(SandboxFault, match="does not die"):
+        await make_slot(tmp_path, referee, FakeContestant(STUCK)).evaluate(make_job())
+    assert referee.killed
+
+
+async def test_a_kill_for_want_of_the_machines_memory_is_not_the_submissions(tmp_path):
+    status = ExitStatus(code=None, signal=9, oom_killed=False, text="the machine ran out of memory", machine_oom=True)
+    with pytest.raises(DeviceFault, match="ran out of memory"):
+        await Contestant(FakeBox(status), tempfile.TemporaryDirectory(dir=tmp_path), "train.py", ()).explain_exit(GONE)
+
+
+async def test_a_run_that_failed_its_audit_is_none_to_go_on_with(tmp_path):
+    told = []
+
+    async def on_run(run):
+        told.append(run.index)
+
+    wrong = Reason(code=1401, stage=Stage.AUDIT, message="half was left out")
+    referee = FakeReferee(DoRun=lambda order: ran(order.index, reason=wrong if order.index == 1 else None))
+    verdict = await make_slot(tmp_path, referee).evaluate(make_job(on_run=on_run))
+    assert (verdict.code, [run.index for run in verdict.runs], told) == (1401, [0, 1], [0])
+
+
+async def test_what_was_cancelled_before_it_was_sent_leaves_the_referee_usable(tmp_path):
+    ours, theirs = socket.socketpair()
+    link = RefereeLink(subprocess.Popen(["sleep", "60"]), ours, tmp_path / "log")  # noqa: ASYNC220 - as start_referee does
+    with theirs, trio.CancelScope() as scope:
+        scope.cancel()
+        await link.ask(p.Release())
+    assert link.usable()
+    await link.kill()
 
 
 async def test_the_folder_of_a_contestant_that_does_not_die_is_removed(tmp_path):

@@ -154,12 +154,20 @@ class Slot:
         """Judge one submission. Raises our faults; whatever happens, the contestant is dead when this returns."""
         async with self._lock:
             self._say("running", "starting", job.submission_id)
+            verdict = None
             try:
-                return await self._evaluate(job)
+                verdict = await self._evaluate(job)
             finally:
                 with trio.CancelScope(shield=True):
-                    await self._clean_up()
+                    try:
+                        await self._clean_up()
+                    except SandboxFault as error:
+                        if verdict is None:
+                            raise
+                        # What was found stands: else who dies slowly has made a verdict that he did not like our fault.
+                        log.error("slot %s: %s", self.config.name, error)
                 self._say("idle")
+            return verdict
 
     async def _evaluate(self, job: Job) -> Verdict:
         await self._ready_referee()
@@ -195,7 +203,8 @@ class Slot:
             ran, made = await self._one_run(job, made, index and index + done, repeats=bool(runs and runs[-1].void)), made + 1
             if ran.run:
                 runs.append(ran.run)
-                await job.on_run(ran.run)
+                if not ran.reason:  # else it is no run to go on with, and the verdict has it
+                    await job.on_run(ran.run)
             if ran.reason:
                 return await self._verdict(job, [*job.finished_runs, *runs], ran.reason, gone=ran.contestant_gone)
             if ran.run and ran.run.void:

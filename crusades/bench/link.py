@@ -42,6 +42,7 @@ class RefereeLink:
         """Send one order (and a descriptor after it), wait for its report. Raises RefereeFault when the referee is gone."""
         if self._owed:
             raise RefereeFault("the referee still owes a report")
+        await trio.lowlevel.checkpoint_if_cancelled()  # else nothing is sent, and nothing is owed
         self._owed = True
         try:
             await self._send(p.encode(order))
