@@ -78,6 +78,9 @@ DENIED_SUBMODULES: dict[str, str] = {
     "triton.backends": "R105",
     "transformers.utils.hub": "R102",
     "transformers.dynamic_module_utils": "R106",
+    "torch._dynamo.funcname_cache": "R101",
+    "torch._dynamo.distributed": "R104",
+    "transformers.utils.chat_template_utils": "R201",
 }
 """Dotted module → rule; holds for everything below it. Any path with `cpp_extension` in it is R105 as well."""
 
@@ -115,6 +118,7 @@ DENIED_MEMBERS: dict[str, dict[str, str]] = {
         "_exec_with_source": "R201", "_forward_from_src": "R201", "_method_from_src": "R201", "CompilationUnit": "R201", "CodeGen": "R201",
         "_load_from_bytes": "R106", "_dump_snapshot": "R106", "caching_allocator_alloc": "R304",
         "TorchFunctionMode": "R303", "TorchDispatchMode": "R303", "_disable_dynamo": "R111",
+        "mp": "R104", "mock": "R201", "sympy": "R201", "_osp": "R101", "torchgen": "R101",
     },
     "numpy": {
         "load": "R106", "save": "R106", "savez": "R106", "savez_compressed": "R106", "savetxt": "R106", "loadtxt": "R106",
@@ -128,9 +132,11 @@ DENIED_MEMBERS: dict[str, dict[str, str]] = {
         "MemberDescriptorType": "R202", "DynamicClassAttribute": "R303",
     },
     "string": {"Formatter": "R203"},
+    "dataclasses": {"_create_fn": "R201", "_FuncBuilder": "R201"},
     "typing": {"get_type_hints": "R201", "ForwardRef": "R201", "_eval_type": "R201"},
     "typing_extensions": {"get_type_hints": "R201", "ForwardRef": "R201", "evaluate_forward_ref": "R201"},
-    "transformers": {"from_pretrained": "R106", "pipeline": "R106", "cached_file": "R106", "hub": "R102", "Trainer": "R106"},
+    "transformers": {"from_pretrained": "R106", "pipeline": "R106", "cached_file": "R106", "hub": "R102", "Trainer": "R106",
+                     "hf_hub_utils": "R102", "jinja2": "R201"},
     "triton": {"build": "R105", "tools": "R105", "backends": "R105"},
 }  # fmt: skip
 """Top-level module → name anywhere below it → rule."""

@@ -288,5 +288,13 @@ EVASIONS: tuple[Cheat, ...] = (
     _e("semicolons", "R201", 'x = 1; y = 2; eval("1")'),
     _e("one-line-if", "R201", 'if True: eval("1")'),
     _e("comment-after", "R201", 'eval("1")  # noqa'),
+    _e("dataclass-makes-functions", "R201", 'from dataclasses import _create_fn\nf = _create_fn("f", ["n"], ["return __import__(n)"], globals={})\nf("os")'),
+    _e("dataclass-makes-functions-by-attribute", "R201", 'import dataclasses\ndataclasses._create_fn("f", ["n"], ["return n"])'),
+    _e("multiprocessing-by-another-name", "R104", "import torch.cuda.tunable\ntorch.cuda.tunable.mp.Process(target=print).start()"),
+    _e("tokenize-by-way-of-dynamo", "R101", 'import torch._dynamo.funcname_cache\ntorch._dynamo.funcname_cache.tokenize.open("/etc/passwd")'),
+    _e("distributed-by-way-of-dynamo", "R104", "import torch._dynamo.distributed\ntorch._dynamo.distributed.dist.init_process_group()"),
+    _e("sympy-evaluates", "R201", 'import torch._dynamo.eval_frame\ntorch._dynamo.eval_frame.sympy.sympify("1")'),
+    _e("jinja-compiles", "R201", "import transformers\ntransformers.utils.chat_template_utils.jinja2"),
+    _e("hub-by-another-name", "R102", "import transformers\ntransformers.utils.logging.hf_hub_utils"),
     _e("ligature", "R302", "F.re\ufb00 = print"),
 )
