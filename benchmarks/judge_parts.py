@@ -69,7 +69,7 @@ def main() -> None:
     timed("clean the card", Room(given.device, profile.guaranteed_bytes).settle, repeat=2)
     timed("measure a read", idle_read, reference, exam.sample)
     none = torch.zeros(len(exam.sample), dtype=reference.layout.dtype)
-    kept = Kept(1, profile.steps - 1, exam, initial, none, torch.stack([none, none]), Claims(0.0, exam.logits), ())
+    kept = Kept(1, profile.steps - 1, exam, initial, initial, none, torch.stack([none, none]), Claims(0.0, exam.logits), ())
     torch.cuda.empty_cache() if given.device == "cuda" else None
     timed("a host buffer for weights", host_buffer, reference.layout.elements, reference.layout.dtype, given.device, repeat=2)
     timed("one anchored step", compare, kept, reference, profile, expected, adam, repeat=3)

@@ -1,11 +1,13 @@
 """An anchored step is compared at the contestant's own weights: drift before it does not count, shirking in it does."""
 
+from types import SimpleNamespace
+
 import msgspec
 import pytest
 import torch
 
 from crusades import hparams
-from crusades.bench.referee.anchor import Anchor, Claims, Keeper, Kept, candidates, compare, fine_parts
+from crusades.bench.referee.anchor import Anchor, Claims, Keeper, Kept, candidates, compare, fine_parts, out_of_reach
 from crusades.bench.referee.audit import Adam, Measured, Reads
 from crusades.bench.referee.data import SyntheticCorpus
 from crusades.bench.referee.desk import expected_of
@@ -87,7 +89,7 @@ def test_several_runs_are_compared_one_after_the_other(lab, reference, profile):
     weights = reference.memory.weights.clone()
     assert torch.equal(weights[exam.sample.index], before)
     after[1] = (1 - profile.beta1) * exam.gradient[last]
-    kept = Kept(0, last, exam, weights, before, after, CLAIMS, ())
+    kept = Kept(0, last, exam, weights, lab.initial, before, after, CLAIMS, ())
     adam = Adam(**optimizer_settings(profile))
     for _ in range(2):
         found = {m.name: m.values[-1] for m in compare(kept, reference, profile, expected_of(exam, "cpu"), adam)}
@@ -101,10 +103,51 @@ def test_weights_that_are_swapped_between_read_and_copy_are_named(lab, reference
     reader = Reader(reference, exam.sample, STEPS)
     reader.read(last)
     swapped = reference.memory.weights.clone().mul_(1.001)
-    kept = Kept(0, last, exam, swapped, reader.result().weights[last], torch.zeros(2, len(exam.sample)), CLAIMS, ())
+    kept = Kept(0, last, exam, swapped, lab.initial, reader.result().weights[last], torch.zeros(2, len(exam.sample)), CLAIMS, ())
     found = judge(compare(kept, reference, profile, expected_of(exam, "cpu"), Adam(**optimizer_settings(profile))), {})
     assert found.worst == "anchor_weights"
     assert found.words.startswith("step 3: the weights changed while the judge was reading them (anchor_weights ")
+
+
+def test_a_handful_of_weights_that_make_a_step_trivial_is_out_of_reach(lab, reference, profile):
+    """A final norm of zero and a bias that swallows the rest: the step's true gradient is then one vector, and costs nothing. They
+    need not be among the sampled coordinates."""
+    last, exam, adam = STEPS - 1, lab.exam, Adam(**optimizer_settings(profile))
+    lab.measure(Recipe())
+    honest = lab.copies[last].clone()
+    sampled = set(exam.sample.index.tolist())
+    unsampled = next(i for i in range(len(honest)) if i not in sampled)
+    values = {}
+    for name, weight in (("honest", float(honest[unsampled])), ("poisoned", 1e10)):
+        weights = honest.clone()
+        weights[unsampled] = weight
+        kept = Kept(0, last, exam, weights, lab.initial, weights[exam.sample.index], torch.zeros(2, len(exam.sample)), CLAIMS, ())
+        found = compare(kept, reference, profile, expected_of(exam, "cpu"), adam)
+        values[name] = next(m.values[last] for m in found if m.name == "anchor_reach")
+    assert values == {"honest": 0.0, "poisoned": 1 / len(honest)}
+    assert judge(found, {}).worst == "anchor_reach"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("beta2", [0.95, 0.999])
+def test_adamw_reaches_no_farther_than_is_allowed_whatever_the_gradients(reference, dtype, beta2):
+    """Random signs and sizes over many orders of magnitude, and weights of many sizes, rounded as the profile's are."""
+    generator = torch.Generator().manual_seed(5)
+    initial = (torch.randn(40_000, generator=generator) * 10.0 ** torch.randint(-6, 2, (40_000,), generator=generator)).to(dtype)
+    weight = torch.nn.Parameter(initial.clone())
+    settings = {"lr": 1e-4, "betas": (0.9, beta2), "eps": 1e-8, "weight_decay": 0.1}
+    optimizer = torch.optim.AdamW([weight], **settings)
+    adam = Adam(learning_rate=1e-4, beta1=0.9, beta2=beta2, epsilon=1e-8, weight_decay=0.1)
+    memory = SimpleNamespace(weights=weight.data, exp_avg=torch.empty_like(initial))
+    for step in range(1, 6):
+        scale = 10.0 ** torch.randint(-8, 3, (40_000,), generator=generator)
+        weight.grad = (torch.randn(40_000, generator=generator) * scale).to(dtype)
+        optimizer.step()
+        assert out_of_reach(SimpleNamespace(memory=memory), initial, adam, step) == 0.0
+    weight.data[7] += 1.0
+    assert out_of_reach(SimpleNamespace(memory=memory), initial, adam, 5) == pytest.approx(1 / 40_000)
+    weight.data[8] = float("nan")
+    assert out_of_reach(SimpleNamespace(memory=memory), initial, adam, 5) == pytest.approx(2 / 40_000)
 
 
 def test_the_result_is_compared_at_the_contestants_own_weights_behind_drift(lab):
@@ -139,7 +182,7 @@ def test_where_the_reference_takes_one_step_the_others_are_judged_at_their_ancho
 def test_only_the_last_step_has_a_result(lab, reference, profile):
     exam = lab.exam
     for step, has in ((1, False), (STEPS - 1, True)):
-        kept = Kept(0, step, exam, lab.initial, exam.weights[0], torch.zeros(2, len(exam.sample)), CLAIMS, ())
+        kept = Kept(0, step, exam, lab.initial, lab.initial, exam.weights[0], torch.zeros(2, len(exam.sample)), CLAIMS, ())
         names = {m.name for m in compare(kept, reference, profile, expected_of(exam, "cpu"), Adam(**optimizer_settings(profile)))}
         assert ("anchor_final_logits" in names) is has
 
@@ -191,7 +234,7 @@ def test_a_keeper_keeps_as_many_runs_as_asked_with_the_moments_around_their_step
         reference.memory.weights.fill_(float(run))
         for step in range(STEPS):
             anchor.before(step)
-        keeper.keep(anchor, lab.exam, Reads(moments, moments, moments), [], CLAIMS)
+        keeper.keep(anchor, lab.exam, lab.initial, Reads(moments, moments, moments), [], CLAIMS)
     assert {kept.run: kept.step for kept in keeper.kept} == chosen
     assert len(chosen) == 2
     for kept in keeper.kept:
@@ -215,7 +258,7 @@ def test_a_single_scored_run_is_anchored_and_so_is_its_warm_up(reference, profil
 
 def one_run(keeper, lab, **repeats):
     anchor, rows = keeper.anchor(**repeats), torch.zeros(STEPS + 1, 4)
-    keeper.keep(anchor, lab.exam, Reads(rows, rows, rows), [], CLAIMS)
+    keeper.keep(anchor, lab.exam, lab.initial, Reads(rows, rows, rows), [], CLAIMS)
     return anchor
 
 
@@ -261,5 +304,5 @@ def test_a_profile_without_anchors_makes_no_copy(reference, profile):
     keeper.begin(6)
     keeper.settle()
     assert keeper.anchor() is None
-    keeper.keep(None, None, None, [], CLAIMS)
+    keeper.keep(None, None, None, None, [], CLAIMS)
     assert keeper.kept == []

@@ -9,6 +9,7 @@ import torch
 
 from crusades import hparams
 from crusades.bench.referee.data import SyntheticCorpus, TokenCorpus
+from crusades.bench.referee.dice import Dice
 from crusades.bench.referee.exam import prepare_exam
 from crusades.bench.referee.layout import draw_sample, kind_of, layer_of, layout_of
 from crusades.bench.referee.models import load_reference
@@ -159,8 +160,35 @@ def test_every_set_starts_from_new_weights(pool):
     assert not torch.equal(first, second)
 
 
+def test_no_32_bits_of_a_seed_are_enough_to_know_the_secret_places():
+    """torch's generator keeps as many: two seeds that agree there gave one sample."""
+    one, other = (Dice(low + high * 12) for low, high in ((b"abcd", b"\x00"), (b"abcd", b"\x01")))
+    assert not torch.equal(one.below(1 << 40, (100,)), other.below(1 << 40, (100,)))
+    assert torch.equal(Dice(b"a" * 16).permutation(50), Dice(b"a" * 16).permutation(50))
+    assert sorted(Dice(b"a" * 16).permutation(50).tolist()) == list(range(50))
+
+
+def test_the_secret_places_do_not_follow_from_the_batches_stream(reference):
+    """Whoever sees a stream's batches must not see its places: the keys differ."""
+    seed = b"s" * 16
+    shown = np.random.Generator(np.random.Philox(key=int.from_bytes(seed, "little")))
+    assert not torch.equal(Dice(seed).below(1 << 40, (100,)), torch.from_numpy(shown.integers(0, 1 << 40, 100)))
+
+
+def test_nothing_that_is_written_into_the_shared_memory_outlives_a_restore(reference):
+    """Between the segments and between the parameters too: a submission could leave there what the next one wants to know."""
+    memory = reference.memory
+    whole = torch.frombuffer(memory._map, dtype=torch.uint8)
+    whole.fill_(0x5A)
+    reference.restore()
+    start, nbytes = memory.offsets[0], reference.layout.nbytes
+    assert torch.equal(whole[start : start + nbytes], reference.initial.view(torch.uint8))
+    assert not whole[start + nbytes :].any()
+    assert memory.nbytes > 3 * nbytes, "there is no room between the segments here, and nothing was shown"
+
+
 def test_every_tensor_is_sampled(reference):
-    sample = draw_sample(reference.layout, 1000, 64, torch.Generator().manual_seed(1))
+    sample = draw_sample(reference.layout, 1000, 64, Dice(b"1"))
     for spec, (first, last) in zip(reference.layout.specs, sample.bounds, strict=True):
         local = sample.index[first:last] - spec.offset
         assert 0 < len(local) <= np.prod(spec.shape)

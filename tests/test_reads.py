@@ -9,6 +9,7 @@ from crusades import hparams
 from crusades.bench.referee import anchor as anchors
 from crusades.bench.referee import reads
 from crusades.bench.referee.anchor import Anchor
+from crusades.bench.referee.dice import Dice
 from crusades.bench.referee.layout import draw_sample
 from crusades.bench.referee.models import load_reference
 from crusades.bench.referee.reads import Reader, idle_read
@@ -25,7 +26,7 @@ def reference():
 
 @pytest.fixture(scope="module")
 def sample(reference):
-    return draw_sample(reference.layout, 1000, 8, torch.Generator().manual_seed(1))
+    return draw_sample(reference.layout, 1000, 8, Dice(b"1"))
 
 
 @pytest.fixture

@@ -28,7 +28,8 @@ import torch
 from crusades.bench.referee import audit as audits
 from crusades.bench.referee.audit import Adam, Measured, Reads
 from crusades.bench.referee.columns import Parts, draw_parts
-from crusades.bench.referee.exam import Exam, ReferencePass, generator_of
+from crusades.bench.referee.dice import Dice
+from crusades.bench.referee.exam import Exam, ReferencePass
 from crusades.bench.referee.memory import host_buffer
 from crusades.bench.referee.models import Reference
 from crusades.bench.referee.reads import hold, now_ns, slowest
@@ -93,6 +94,8 @@ class Kept:
     exam: Exam
     weights: torch.Tensor
     """(elements,) flat: all weights before `step`."""
+    initial: torch.Tensor
+    """(elements,) flat: the weights that the run started from."""
     read: torch.Tensor
     """(n,): the weights before `step` as they were read at the sampled coordinates, a moment before all were copied."""
     exp_avg: torch.Tensor
@@ -148,14 +151,14 @@ class Keeper:
         step = self._step_of.get(self._turn)
         return Anchor(self._reference, self._steps, {} if step is None else {step: self._buffer}, self.pause)
 
-    def keep(self, anchor: Anchor | None, exam: Exam, reads: Reads, measured: list[Measured], claims: Claims) -> None:
-        """After a run that passed so far. Lasts as long after a run of which nothing is kept."""
+    def keep(self, anchor: Anchor | None, exam: Exam, initial: torch.Tensor, reads: Reads, measured: list[Measured], claims: Claims) -> None:
+        """After a run from `initial` that passed so far. Lasts as long after a run of which nothing is kept."""
         if anchor is None:
             return
         started, number, self._place = now_ns(), self._place, self._place + 1
         for step, weights in anchor.kept.items():
             copy, read, moments = self._host[len(self.kept)].copy_(weights), reads.weights[step].cpu(), reads.exp_avg[step : step + 2].cpu()
-            self.kept.append(Kept(number, step, exam, copy, read, moments, claims, tuple(measured)))
+            self.kept.append(Kept(number, step, exam, copy, initial, read, moments, claims, tuple(measured)))
         hold(started, self._rest)
 
 
@@ -164,28 +167,51 @@ def compare(kept: Kept, reference: Reference, profile: Profile, expected: audits
 
     `expected` is the exam's; its gradient and columns are replaced by those at the contestant's weights, with cells of its own.
     Those weights were copied after they were read: `anchor_weights` is the share of coordinates that changed in between, for a
-    copy of other weights would make other weights' gradient right. After the last step the contestant's result is compared, too.
+    copy of other weights would make other weights' gradient right. `anchor_reach` is the share of *all* weights that are where
+    AdamW cannot have brought them: a few hundred that were never sampled could make a step's true gradient trivial. After the
+    last step the contestant's result is compared, too.
     """
     exam, last = kept.exam, kept.step == profile.steps - 1
     changed = audits.share(kept.weights[exam.sample.index] != kept.read)
     reference.restore(kept.weights)
+    astray = out_of_reach(reference, kept.initial, adam, kept.step)
     pass_ = ReferencePass(reference, profile, exam.sample, exam.plan, exam.logit_rows, exam.logit_columns)
     parts = fine_parts(exam, kept.step, profile, reference.device)
     gradient, columns = pass_.gradient(exam.batches[kept.step], parts, last=last)
     reference.model.zero_grad(set_to_none=True)
     own = dataclasses.replace(expected, gradient=gradient[None], columns=columns[None], families=parts.families, part_names=parts.names)
     found = audits.anchored(kept.exp_avg.to(reference.device), own, adam, profile.steps, profile.audit.group_min)
-    found = [Measured("weights", (changed,), ("",)), *found]
+    found = [Measured("weights", (changed,), ("",)), Measured("reach", (astray,), ("",)), *found]
     found = [Measured(PREFIX + m.name, _at(kept.step, profile.steps, m.values[0], 0.0), _at(kept.step, profile.steps, m.where[0], "")) for m in found]
     if last:
         found += [Measured(PREFIX + m.name, m.values, m.where) for m in result_statistics(kept.claims.loss, pass_.losses[-1], kept.claims.logits, pass_.logits)]
     return found
 
 
+REACH = 2.0
+"""Learning rates that a weight may move in a step at most. AdamW moves it by |m̂| / √v̂ of one: by Cauchy and Schwarz at most
+√(Σ aᵢ²/bᵢ) over the shares a, b that step i has in m̂ and v̂, which is 1.003 in step 5 (β₁ 0.9, β₂ 0.95) and 1.011 (β₂ 0.999)."""
+
+
+def out_of_reach(reference: Reference, initial: torch.Tensor, adam: Adam, steps: int) -> float:
+    """The share of the weights in the shared memory that are farther from `initial` (elements,) than `steps` of AdamW can carry
+    them, their rounding and decay counted. Uses the memory of the first moment, and leaves it zero."""
+    weights, first = reference.memory.weights, reference.memory.exp_avg
+    first.copy_(initial)
+    moved, eps = REACH * steps * adam.learning_rate, torch.finfo(weights.dtype).eps + adam.learning_rate * abs(adam.weight_decay)
+    astray = 0
+    for start in range(0, len(weights), CHUNK_ELEMENTS // 4):
+        now, then = (flat[start : start + CHUNK_ELEMENTS // 4].float() for flat in (weights, first))
+        within = (now - then).abs_() <= then.abs_().add_(moved).mul_(steps * eps).add_(moved)
+        astray += int((~within).sum())  # what is no number is not within
+    first.zero_()
+    return astray / len(weights)
+
+
 def fine_parts(exam: Exam, step: int, profile: Profile, device: str) -> Parts:
     """The parts of an anchored step, with `fine_cells` cells: as secret as the exam's seed, and drawn when they are needed."""
     seed = hashlib.sha256(exam.seed + step.to_bytes(4, "little")).digest()
-    return draw_parts(profile.batch_size, profile.sequence_length - 1, profile.audit.fine_cells, generator_of(seed), device)
+    return draw_parts(profile.batch_size, profile.sequence_length - 1, profile.audit.fine_cells, Dice(seed), device)
 
 
 def _at(step: int, steps: int, value: T, other: T) -> tuple[T, ...]:

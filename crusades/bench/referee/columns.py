@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from crusades.bench.protocol import ParameterSpec
+from crusades.bench.referee.dice import Dice
 from crusades.bench.referee.layout import Layout, Sample
 
 CHUNK_ELEMENTS = 1 << 26
@@ -50,7 +51,7 @@ def _tapped(model: nn.Module) -> list[tuple[nn.Module, str, str]]:
     return found
 
 
-def plan_columns(model: nn.Module, layout: Layout, sample: Sample, wanted: int, generator: torch.Generator) -> ColumnPlan:
+def plan_columns(model: nn.Module, layout: Layout, sample: Sample, wanted: int, dice: Dice) -> ColumnPlan:
     """Choose up to `wanted` of the sampled coordinates, in proportion, among parameters that can be split."""
     tapped = {name for _, _, name in _tapped(model)}
     usable = sum(b - a for spec, (a, b) in zip(layout.specs, sample.bounds, strict=True) if spec.name in tapped)
@@ -58,7 +59,7 @@ def plan_columns(model: nn.Module, layout: Layout, sample: Sample, wanted: int, 
     for spec, (a, b) in zip(layout.specs, sample.bounds, strict=True):
         if spec.name in tapped:
             count = max(1, round((b - a) * share))
-            parts.append(torch.randperm(b - a, generator=generator)[:count].sort().values + a)
+            parts.append(dice.permutation(b - a)[:count].sort().values + a)
             slices[spec.name] = (at, at + count)
             at += count
     return ColumnPlan(torch.cat(parts), slices)
@@ -180,15 +181,15 @@ WINDOW = 64
 """Tokens in the secret contiguous window of every sequence."""
 
 
-def draw_parts(batch: int, positions: int, cells: int, generator: torch.Generator, device: str) -> Parts:
+def draw_parts(batch: int, positions: int, cells: int, dice: Dice, device: str) -> Parts:
     """Secret parts for one step: each sequence, `cells` random position cells, and the slices easy, tail, window, rest."""
     sequence = torch.eye(batch, dtype=torch.bool)[:, :, None].expand(-1, -1, positions)
-    which = torch.randint(0, cells, (batch, positions), generator=generator)
+    which = dice.below(cells, (batch, positions))
     cell = torch.stack([which == c for c in range(cells)])
     tail = torch.zeros(batch, positions, dtype=torch.bool)
     tail[:, positions - max(1, math.ceil(positions * TAIL_SHARE)) :] = True
     width = min(WINDOW, max(1, positions // 4))
-    starts = torch.randint(0, positions - width + 1, (batch,), generator=generator)
+    starts = dice.below(positions - width + 1, (batch,))
     at = torch.arange(positions)
     window = (at >= starts[:, None]) & (at < starts[:, None] + width) & ~tail
     slices = torch.stack([torch.zeros_like(tail), tail, window, ~(tail | window)])

@@ -16,6 +16,7 @@ from crusades.bench.referee import audit as audits
 from crusades.bench.referee import verdict
 from crusades.bench.referee.anchor import Claims, Keeper, compare
 from crusades.bench.referee.data import open_corpus
+from crusades.bench.referee.dice import Dice
 from crusades.bench.referee.exam import Exam, optimizer_settings, prepare_exam
 from crusades.bench.referee.layout import draw_sample
 from crusades.bench.referee.models import Reference, load_reference
@@ -89,7 +90,7 @@ class Desk:
         corpus = open_corpus(order.profile.data, self._reference.vocabulary, cache)
         self._pool = ExamPool(self._reference, corpus, order.profile)
         self._keeper = Keeper(self._reference, order.profile)
-        self._typical_sample = draw_sample(self._reference.layout, order.profile.audit.coordinates, order.profile.audit.min_per_tensor, torch.Generator())
+        self._typical_sample = draw_sample(self._reference.layout, order.profile.audit.coordinates, order.profile.audit.min_per_tensor, Dice(bytes(16)))
         self._peak = self._find_peak()
         if order.device == "cuda":
             self._rehearse(prepare_exam(self._reference, corpus, order.profile, self._reference.initial))
@@ -192,7 +193,7 @@ class Desk:
         run = self._run_record(order, outcome, verdict.judge(measured, self._profile.limits))
         reason = verdict.reason_of(run.audit)
         if reason is None:
-            self._keeper.keep(anchor, exam, outcome.reads, measured, Claims(outcome.done.final_loss, outcome.logits))
+            self._keeper.keep(anchor, exam, initial, outcome.reads, measured, Claims(outcome.done.final_loss, outcome.logits))
         return p.Ran(run=run, reason=reason)
 
     def _run_record(self, order: p.DoRun, outcome: Outcome, audit: Audit) -> Run:

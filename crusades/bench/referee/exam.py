@@ -16,6 +16,7 @@ import torch
 from crusades.bench.inside.model import make_optimizer
 from crusades.bench.referee.columns import ColumnPlan, ColumnTaps, Parts, draw_parts, plan_columns
 from crusades.bench.referee.data import Corpus
+from crusades.bench.referee.dice import Dice
 from crusades.bench.referee.layout import Sample, draw_sample
 from crusades.bench.referee.loss import losses
 from crusades.bench.referee.models import Reference
@@ -68,25 +69,20 @@ def optimizer_settings(profile: Profile) -> dict[str, float]:
     return {key: getattr(profile, key) for key in ("learning_rate", "beta1", "beta2", "epsilon", "weight_decay")}
 
 
-def generator_of(seed: bytes) -> torch.Generator:
-    """Random numbers that follow from the first 63 bits of `seed`."""
-    return torch.Generator().manual_seed(int.from_bytes(seed[:8], "little") >> 1)
-
-
 def prepare_exam(reference: Reference, corpus: Corpus, profile: Profile, initial: torch.Tensor, seed: bytes | None = None) -> Exam:
     """Run the reference on secret batches. Leaves trained weights in the shared memory: the caller restores before use."""
     started = time.monotonic()
     seed = seed or secrets.token_bytes(16)
-    generator = generator_of(seed)
+    dice = Dice(seed)
     audit, steps = profile.audit, profile.steps
     rows = corpus.draw(seed, steps * profile.batch_size, profile.sequence_length)
     batches = rows.reshape(steps, profile.batch_size, profile.sequence_length)
-    sample = draw_sample(reference.layout, audit.coordinates, audit.min_per_tensor, generator)
-    plan = plan_columns(reference.model, reference.layout, sample, audit.column_coordinates, generator)
+    sample = draw_sample(reference.layout, audit.coordinates, audit.min_per_tensor, dice)
+    plan = plan_columns(reference.model, reference.layout, sample, audit.column_coordinates, dice)
     positions = profile.sequence_length - 1
-    parts = tuple(draw_parts(profile.batch_size, positions, audit.cells, generator, reference.device) for _ in range(min(audit.reference_steps, steps)))
-    logit_rows = torch.randperm(profile.batch_size * positions, generator=generator)[: audit.logit_positions].sort().values
-    logit_columns = torch.randperm(reference.vocabulary, generator=generator)[: audit.logit_columns].sort().values
+    parts = tuple(draw_parts(profile.batch_size, positions, audit.cells, dice, reference.device) for _ in range(min(audit.reference_steps, steps)))
+    logit_rows = dice.permutation(profile.batch_size * positions)[: audit.logit_positions].sort().values
+    logit_columns = dice.permutation(reference.vocabulary)[: audit.logit_columns].sort().values
     reference.restore(initial)
     pass_ = ReferencePass(reference, profile, sample, plan, logit_rows, logit_columns)
     for step, parts_of_step in enumerate(parts):

@@ -133,7 +133,7 @@ class Lab:
         for step, weights in self.copies.items():
             if step < first:
                 continue
-            kept = Kept(0, step, self.exam, weights, reads.weights[step].cpu(), reads.exp_avg[step : step + 2], claims, ())
+            kept = Kept(0, step, self.exam, weights, self.initial, reads.weights[step].cpu(), reads.exp_avg[step : step + 2], claims, ())
             for m in compare(kept, self.reference, self.profile, expected, adam):
                 before = found.get(m.name, m)
                 found[m.name] = audits.Measured(m.name, (*before.values[:step], *m.values[step:]), (*before.where[:step], *m.where[step:]))

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from crusades.bench.protocol import ParameterSpec
+from crusades.bench.referee.dice import Dice
 
 ALIGN_BYTES = 256
 """Every parameter starts on a 256-byte boundary, as cudaMalloc'd tensors do: kernels may vectorise as usual."""
@@ -90,7 +91,7 @@ class Sample:
         return self.index.numel()
 
 
-def draw_sample(layout: Layout, coordinates: int, min_per_tensor: int, generator: torch.Generator) -> Sample:
+def draw_sample(layout: Layout, coordinates: int, min_per_tensor: int, dice: Dice) -> Sample:
     """About `coordinates` secret coordinates: uniform over the weights, at least `min_per_tensor` of each tensor.
 
     A tensor of which half or more would be taken is sampled without replacement; elsewhere repeats are too rare to matter.
@@ -99,10 +100,7 @@ def draw_sample(layout: Layout, coordinates: int, min_per_tensor: int, generator
     for spec in layout.specs:
         size = math.prod(spec.shape)
         count = min(size, max(min_per_tensor, round(coordinates * size / total)))
-        if 2 * count >= size:
-            local = torch.randperm(size, generator=generator)[:count]
-        else:
-            local = torch.randint(0, size, (count,), generator=generator)
+        local = dice.permutation(size)[:count] if 2 * count >= size else dice.below(size, (count,))
         parts.append(local.sort().values + spec.offset)
         bounds.append((at, at + count))
         at += count

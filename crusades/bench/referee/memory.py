@@ -38,6 +38,10 @@ class Memory(Protocol):
         """What the contestant is told."""
         ...
 
+    def clear(self) -> None:
+        """Zero all of it, the room between the segments too: nobody finds there what another has left."""
+        ...
+
     def close(self) -> None:
         """Give it back."""
         ...
@@ -58,7 +62,11 @@ class HostMemory:
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         self._map = mmap.mmap(self.fd, self.nbytes, mmap.MAP_SHARED)
         flat = torch.frombuffer(self._map, dtype=torch.uint8)
+        self._whole = flat
         self.weights, self.exp_avg, self.exp_avg_sq = (flat[o : o + layout.nbytes].view(layout.dtype) for o in self.offsets)
+
+    def clear(self) -> None:
+        self._whole.zero_()
 
     def attach_frame(self) -> Attach:
         return Attach(kind="memfd", nbytes=self.nbytes, segments=self.offsets)
@@ -104,13 +112,18 @@ class CudaMemory:
         check(self._runtime, self._runtime.cudaIpcGetMemHandle(ctypes.byref(handle), pointer), "exporting the memory")
         self._pointer, self._handle = pointer, bytes(handle)
         flat = torch.as_tensor(_CudaArray(int(pointer.value or 0), self.nbytes), device="cuda")
+        self._whole = flat
         self.weights, self.exp_avg, self.exp_avg_sq = (flat[o : o + layout.nbytes].view(layout.dtype) for o in self.offsets)
+
+    def clear(self) -> None:
+        self._whole.zero_()
+        torch.cuda.synchronize()
 
     def attach_frame(self) -> Attach:
         return Attach(kind="cuda", nbytes=self.nbytes, segments=self.offsets, handle=self._handle.hex())
 
     def close(self) -> None:
-        del self.weights, self.exp_avg, self.exp_avg_sq
+        del self.weights, self.exp_avg, self.exp_avg_sq, self._whole
         check(self._runtime, self._runtime.cudaFree(self._pointer), "freeing the shared memory")
 
 

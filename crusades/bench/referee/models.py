@@ -50,10 +50,9 @@ class Reference:
         return int(self.config["vocab_size"])
 
     def restore(self, initial: torch.Tensor | None = None) -> None:
-        """Initial weights back, moments zero; done when this returns."""
+        """Initial weights back, moments zero, and nothing between the segments; done when this returns."""
+        self.memory.clear()
         self.memory.weights.copy_(self.initial if initial is None else initial, non_blocking=True)
-        self.memory.exp_avg.zero_()
-        self.memory.exp_avg_sq.zero_()
         if self.device == "cuda":
             torch.cuda.synchronize()
 

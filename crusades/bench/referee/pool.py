@@ -70,7 +70,9 @@ class ExamPool:
         candidates = [(e, s.initial) for s in self._sets for e in s.exams if e.may_serve(submission_id, commit_block)]
         if not candidates:
             raise RefereeFault("no exam may serve this submission; ensure() was not called")
-        exam, initial = max(candidates, key=lambda c: c[0].first_use_block is not None)  # shared ones first
+        shared = [c for c in candidates if c[0].first_use_block is not None]
+        # Shared ones first, and in no order that another submission could have told of.
+        exam, initial = secrets.choice(shared or candidates)
         exam.served.add(submission_id)
         exam.first_use_block = block if exam.first_use_block is None else exam.first_use_block
         return exam, initial

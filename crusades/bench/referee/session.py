@@ -104,6 +104,7 @@ class Session:
     def load(self, path: str, rules: dict[str, Any]) -> None:
         """Map the memory, then import the submission; from then on the other side is hostile."""
         memory = self._reference.memory
+        memory.clear()  # the last contestant's weights are in there, or what it has written between the segments
         self._wire.send(memory.attach_frame())
         if memory.fd is not None:
             self._wire.send_descriptor(memory.fd)

@@ -46,6 +46,7 @@ ALWAYS = {
     "initial_state": "weights or moments were altered before the clock started",
     "result_not_finite": "final_loss or final_logits are not finite numbers",
     "anchor_weights": "the weights changed while the judge was reading them",
+    "anchor_reach": "weights are where training cannot have brought them from the initial ones",
 }
 """Statistics that are exactly 0 in honest work, whatever the profile: judged without calibration, and named before all others."""
 
