@@ -71,7 +71,6 @@ class Chain:
         """Seconds per block, as the runtime says."""
         self.missing: tuple[str, ...] = ()
         """What the running runtime lacks; not empty holds weights and commits."""
-        self.last_head: Head | None = None
         self._spec = 0
         self._seen = Sightings()
         self._reading = trio.Lock()
@@ -148,7 +147,6 @@ class Chain:
             return await node.head(), node.spec, node.lacking()
 
         head, spec, self.missing = await self.call(ask)
-        self.last_head = head
         if spec != self._spec:
             log.info("runtime spec %s (was %s)%s", spec, self._spec or "unknown", f": it lacks {', '.join(self.missing)}" if self.missing else "")
             upgraded, self._spec = bool(self._spec), spec
@@ -192,14 +190,13 @@ class Chain:
         """Tell what the store knows, once after a start: pending seals, and the commit blocks of opened rows."""
         self._seen.learn(rows)
 
-    async def commitments(self, block_hash: str | None = None, *, hotkey: str | None = None) -> list[Commitment]:
+    async def commitments(self, block_hash: str | None = None, *, final: bool = False, hotkey: str | None = None) -> list[Commitment]:
         """Every commitment (of one hotkey, when given) that the chain knows at a block (best head when None), in order of service.
 
-        Sealed, opened, failed, and, from what earlier reads saw, overwritten and dropped ones: each is a row. Rows are
-        provisional above the finalised head that `head` last reported.
+        Sealed, opened, failed, and, from what earlier reads saw, overwritten and dropped ones: each is a row, and provisional
+        unless the caller knows that the block is `final`: a height alone says nothing about this block of that height.
         """
         async def ask(state: State) -> list[Commitment]:
-            final = self.last_head is not None and state.number <= self.last_head.finalized
             states = await read.hotkey_states(state, self.netuid, hotkey)
             late = await read.look_up(state, self.netuid, states.values(), self._seen, final=final)
             states = read.filled(states.values(), self._seen, late, final=final)

@@ -11,7 +11,7 @@ import heapq
 import itertools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
@@ -32,6 +32,10 @@ FETCHERS = 4
 """Downloads at a time: one slow host must not hold up the others."""
 FIRST_RETRY, MOST_RETRY = 15.0, 900.0
 """Seconds between attempts at a host that cannot be asked: doubled from the first to the most."""
+WAIT_FOR_EARLIER = 5.0
+"""Seconds until one that waits for what becomes of an earlier one is looked at again."""
+NOTE_EVERY, MOST_GAP = 1800.0, 2 * (1800.0 + 900.0)
+"""Seconds between the failures that are written down, and between two of them at most when we have asked all the time."""
 
 ASK_AGAIN = (1.0, 5.0, 30.0)
 """Seconds between attempts to check a file's rules when our own process for it fails."""
@@ -50,6 +54,8 @@ class Retries:
 
     def __init__(self) -> None:
         self._tries: dict[str, tuple[int, float]] = {}
+        self.due_paid: set[str] = set()
+        """Those that counted when their interval and their fee were looked at: what the next commitments of their hotkeys are held against."""
 
     def due(self, id_: str, now: float) -> bool:
         """Whether it may be tried now."""
@@ -72,8 +78,10 @@ class Retries:
 
     def keep_only(self, ids: Iterable[str]) -> None:
         """What is not to be fetched any more, because it was judged early or withdrawn, is not waited for."""
-        for id_ in self._tries.keys() - set(ids):
+        wanted = set(ids)
+        for id_ in self._tries.keys() - wanted:
             del self._tries[id_]
+        self.due_paid &= wanted
 
     def wait(self, now: float) -> float:
         """Seconds until the next one is due; a minute at most, to show that the fetcher lives."""
@@ -107,8 +115,14 @@ async def fetch_revealed(ctx: Context, fetch: Fetch, retries: Retries, name: str
 
 async def _fetch_one(ctx: Context, fetch: Fetch, retries: Retries, row: Submission) -> None:
     payload = await ctx.store.payload(row.id) or Payload(sha256=row.sha256, url=row.url)
+    if await undecided_before(ctx, retries, row):
+        retries.postpone(row.id, trio.current_time() + WAIT_FOR_EARLIER)
+        return
     try:
         early = await too_soon(ctx, row) or await unpaid(ctx, row, payload)
+    except _Undecided:
+        retries.postpone(row.id, trio.current_time() + WAIT_FOR_EARLIER)
+        return
     except ChainError as error:
         delay = retries.failed(row.id, trio.current_time())
         log.warning("its fee cannot be looked up, again in %.0f s: %s", delay, error)
@@ -122,7 +136,9 @@ async def _fetch_one(ctx: Context, fetch: Fetch, retries: Retries, row: Submissi
         return
     if early is not None:
         await ctx.store.transition(row.id, Status.REJECTED, block=ctx.block, reason=early)
+        ctx.bells.revealed.ring()  # later ones of its hotkey may have waited for it
         return
+    retries.due_paid.add(row.id)
     try:
         got = await fetch(payload, ctx.rulebook.at(row.commit_block).hparams.fetch)
     except FetchFault as error:
@@ -133,20 +149,27 @@ async def _fetch_one(ctx: Context, fetch: Fetch, retries: Retries, row: Submissi
     if isinstance(got, Reason):
         ctx.metrics.fetches.labels(result="refused").inc()
         log.info("rejected: %s", got.message)
-        await ctx.store.transition(row.id, Status.REJECTED, block=ctx.block, reason=got)
+        await ctx.store.transition(row.id, Status.REJECTED, block=ctx.block, reason=got, was=Status.REVEALED)
         return
     ctx.metrics.fetches.labels(result="fetched").inc()
-    await ctx.store.save_source(row.id, got, rules_version=ctx.rulebook.version_at(row.commit_block))
-    await ctx.store.transition(row.id, Status.FETCHED, block=ctx.block, note=f"{len(got.content)} bytes from {got.url}")
+    if not await ctx.store.save_source(row.id, got, rules_version=ctx.rulebook.version_at(row.commit_block), asked=payload):
+        return
+    await ctx.store.transition(row.id, Status.FETCHED, block=ctx.block, note=f"{len(got.content)} bytes from {got.url}", was=Status.REVEALED)
     ctx.bells.fetched.ring()
 
 
 async def _host_down(ctx: Context, retries: Retries, row: Submission, words: str) -> None:
-    """The grace window counts from the first recorded failure, so it survives restarts."""
+    """The grace window counts while we ask: from a failure that is written down, so it survives a restart, but not past a time in
+    which we were down ourselves, and not while we reach the chain no more either, when it is we who are cut off."""
     detail = await ctx.store.submission(row.id)
-    failures = [step.at for step in detail.transitions if step.reason is not None and step.reason.code == fault("host-down").code] if detail else []
+    at = [step.at for step in detail.transitions if step.reason is not None and step.reason.code == fault("host-down").code] if detail else []
+    failures = asked_since(at, ctx.now())
     ctx.metrics.count_fault(fault("host-down").code)
     grace = ctx.hparams.fetch.grace_hours * 3600
+    if ctx.chain.down:
+        delay = retries.failed(row.id, trio.current_time())
+        log.info("tried again in %.0f s, for we do not reach the chain either: %s", delay, words)
+        return
     if failures and ctx.now() - failures[0] >= grace:
         retries.forget(row.id)
         final = Reason(code=fault("unreachable").code, stage=Stage.FETCH, hint=fault("unreachable").advice, limit=f"{ctx.hparams.fetch.grace_hours:g} h",
@@ -155,9 +178,29 @@ async def _host_down(ctx: Context, retries: Retries, row: Submission, words: str
         return
     delay = retries.failed(row.id, trio.current_time())
     log.info("tried again in %.0f s: %s", delay, words)
-    if not failures:  # once: it starts the window and tells the miner
+    if not failures or ctx.now() - failures[-1] >= NOTE_EVERY:  # the first starts the window and tells the miner
         why = Reason(code=fault("host-down").code, stage=Stage.FETCH, message=words, hint=fault("host-down").advice)
         await ctx.store.transition(row.id, Status.REVEALED, block=ctx.block, reason=why)
+
+
+def asked_since(failures: Sequence[float], now: float) -> list[float]:
+    """The last failures (seconds of the wall clock, in order) without a gap in which nobody can have asked."""
+    found: list[float] = []
+    for at in reversed(failures):
+        if (found[0] if found else now) - at > MOST_GAP:
+            break
+        found.insert(0, at)
+    return found
+
+
+async def undecided_before(ctx: Context, retries: Retries, row: Submission) -> bool:
+    """Whether an earlier commitment of the hotkey may still turn out not to count, for its interval or its fee: then nobody can say
+    yet what this one is held against. Whoever was down meets several at once, and is to judge as one who was not."""
+    dues = ctx.rulebook.dues_at(row.commit_block)
+    if not dues.min_commit_interval and not asks_fee(dues):
+        return False
+    page = await ctx.store.submissions(hotkey=row.hotkey, limit=200)
+    return any(other.status is Status.REVEALED and other.commit_block < row.commit_block and other.id not in retries.due_paid for other in page.items)
 
 
 async def too_soon(ctx: Context, row: Submission) -> Reason | None:
@@ -190,7 +233,15 @@ async def unpaid(ctx: Context, row: Submission, payload: Payload) -> Reason | No
     if wrong is not None or payload.receipt is None:
         return wrong
     holder = await ctx.store.claim_receipt(row.id, payload.receipt)
+    if holder not in (None, row.id):
+        detail = await ctx.store.submission(holder)
+        if detail is not None and not detail.submission.status.final:
+            raise _Undecided  # it may give the receipt back
     return judge(used_by=holder)
+
+
+class _Undecided(Exception):
+    """What an earlier submission comes to decides about this one."""
 
 
 def _not_counted(row: Submission) -> bool:
@@ -232,18 +283,18 @@ async def _check_one(ctx: Context, scan: Scan, row: Submission) -> None:
     except SandboxFault as error:
         wrong = fault("sandbox")
         reason = Reason(code=wrong.code, stage=Stage.CHECK, message=f"The rules could not be checked: {error}", hint=wrong.advice)
-        await ctx.store.transition(row.id, Status.FAULTED, block=ctx.block, reason=reason)
+        await ctx.store.transition(row.id, Status.FAULTED, block=ctx.block, reason=reason, was=Status.FETCHED)
         return
     if findings:
         from crusades.rules import first_reason
 
         reason = first_reason(findings)
         log.info("rejected: %s", reason.message)
-        await ctx.store.transition(row.id, Status.REJECTED, block=ctx.block, reason=reason)
+        await ctx.store.transition(row.id, Status.REJECTED, block=ctx.block, reason=reason, was=Status.FETCHED)
         return
     original = await settle_copies(ctx, row, source)
     if original is None:
-        await ctx.store.transition(row.id, Status.CHECKED, block=ctx.block)
+        await ctx.store.transition(row.id, Status.CHECKED, block=ctx.block, was=Status.FETCHED)
 
 
 async def _ask_about(ctx: Context, ask: Callable[[bytes], T], content: bytes) -> T:
@@ -286,6 +337,7 @@ async def settle_copies(ctx: Context, row: Submission, source: Source) -> Known 
     same = {other.id: other for other in await ctx.store.same_program(row.id, source.sha256, print_)}
     known = [Known(o.id, o.hotkey, o.commit_block, o.commit_block_exact) for o in same.values()]
     me = Known(row.id, row.hotkey, row.commit_block, row.commit_block_exact)
+    known = [other for other in known if other.hotkey != me.hotkey or not await _registered_between(ctx, me, other)]
     original = find_original(me, known)
     if original is not None:
         await _reject_copy(ctx, row.id, original)
@@ -294,6 +346,17 @@ async def settle_copies(ctx: Context, row: Submission, source: Source) -> Known 
         if same[copy.id].status in _TAKEN_BACK:  # one that is running is looked at again when it has been judged
             await _reject_copy(ctx, copy.id, me)
     return None
+
+
+async def _registered_between(ctx: Context, one: Known, other: Known) -> bool:
+    """Whether the hotkey was registered anew between two submissions of its own: what came before is paid no more, so what came
+    after is not the copy of anything. Also True while nobody can say: then nobody is accused."""
+    try:
+        neurons = await ctx.chain.neurons()
+    except ChainError:
+        return True
+    registered = next((neuron.registered_block for neuron in neurons if neuron.hotkey == one.hotkey), 0)
+    return min(one.commit_block, other.commit_block) < registered <= max(one.commit_block, other.commit_block)
 
 
 async def _settle_last_verdicts(ctx: Context) -> None:

@@ -17,7 +17,7 @@ import trio
 
 from crusades import logs
 from crusades.context import Context, Judge, retry_delay
-from crusades.errors import ConfigError, StoreError
+from crusades.errors import ConfigError, CrusadesError, StoreError
 from crusades.faults import fault
 from crusades.intake import settle_copies
 from crusades.mishaps import FLUSH, OUR_FAULTS, Reopen, SlotDown, code_of, control_run, our_fault, settle_mishap
@@ -38,6 +38,8 @@ from crusades.slots import (
 
 log = logging.getLogger("crusades.judging")
 
+OPEN_ATTEMPTS = 3
+"""Faults of ours, one after the other, after which rules of another time count as not to be had."""
 FIRST_REOPEN, MOST_REOPEN = 5.0, 300.0
 """Seconds before a slot is opened again after a fault: doubled from the first to the most."""
 IDLE = math.inf
@@ -97,10 +99,11 @@ async def serve_slot(ctx: Context, seat: Seat, config: Any) -> None:
             try:
                 async with ctx.open_slot(replace(config, profile_name=rules.profile, hparams=rules.hparams)) as judge:
                     opened = True
+                    seat.not_opened.pop(rules.version, None)
                     await _work(ctx, seat, judge)
                     continue
             except (ConfigError, *OUR_FAULTS) as error:
-                if seat.rules is not None and not opened:  # no fault of the slot: it has never been a slot for these
+                if seat.rules is not None and not opened and _give_up(seat, rules, error):
                     ctx.rulebook.refuse(rules.version, str(error))
                     seat.rules = None
                     continue
@@ -119,6 +122,13 @@ async def serve_slot(ctx: Context, seat: Seat, config: Any) -> None:
             with trio.move_on_after(delay):
                 await ctx.stopping.wait()
     ctx.forget(seat)
+
+
+def _give_up(seat: Seat, rules: Rules, error: CrusadesError) -> bool:
+    """Whether rules of another time cannot be had here. Once is no proof when it was a fault of ours: after one the judge is opened
+    with those of today, and only if that goes well is it tried again."""
+    seat.not_opened[rules.version] = seat.not_opened.get(rules.version, 0) + 1
+    return isinstance(error, ConfigError) or seat.not_opened[rules.version] >= OPEN_ATTEMPTS
 
 
 def rules_of(ctx: Context, seat: Seat) -> Rules:
@@ -190,6 +200,8 @@ async def _evaluate(ctx: Context, seat: Seat, judge: Judge, row: Submission) -> 
     except trio.Cancelled:  # wherever it was: also between the verdict and its writing
         await _interrupted(ctx, seat, row)
         raise
+    finally:
+        seat.keeps_runs = False
 
 
 async def _attempt(ctx: Context, seat: Seat, judge: Judge, row: Submission, source: Source) -> None:

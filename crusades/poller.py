@@ -111,8 +111,9 @@ def _note_neurons(ctx: Context, neurons: list[Neuron]) -> None:
 async def _read_commitments(ctx: Context, head: Head) -> None:
     """Confirmed rows as of the finalised block, and newer ones as of the best head, in one transaction."""
     finalized, best = head.finalized_hash, head.best_hash
-    rows = await ctx.chain.commitments(finalized)
     newer = await ctx.chain.commitments(best) if best != finalized else []
+    # Last: a seal that ended is told once, and would be lost with the rest when another read failed after it.
+    rows = await ctx.chain.commitments(finalized, final=True)
     confirmed = {(row.submission_id, row.state) for row in rows}
     rows = [*rows, *(row for row in newer if (row.submission_id, row.state) not in confirmed)]
     recorded = await ctx.store.record_commitments(rows, head=head.best, finalized=head.finalized)

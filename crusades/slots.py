@@ -192,6 +192,8 @@ class Seat:
     """Whether the evaluation under way goes on with its finished runs after a restart, so that a shutdown waits for the one in it."""
     rules: Rules | None = None
     """What its judge is open with, or is to be opened with; None: the rules of today."""
+    not_opened: dict[str, int] = field(default_factory=dict)
+    """Rules → how often a judge could not be opened with them since it last could."""
     pending: str | None = None
     """A submission that was handed over and waits for a judge with its own rules."""
     inbox: trio.MemorySendChannel[str] = field(init=False)

@@ -49,7 +49,7 @@ from crusades import hparams, store_chain, store_reads
 from crusades import store_writes as writes
 from crusades.asyncio_bridge import Bridge
 from crusades.errors import StoreError
-from crusades.records import Commitment, Reason, Run, Source, Status, Submission, Verdict, WeightsView
+from crusades.records import Commitment, Payload, Reason, Run, Source, Status, Submission, Verdict, WeightsView
 from crusades.store_chain import Recorded, Seen
 from crusades.store_events import Publisher, Subscription
 from crusades.store_lock import locked
@@ -203,13 +203,15 @@ class Store(Questions):
 
     # ---------------------------------------------------------------------------------------- the life of a submission
 
-    async def transition(self, id_: str, status: Status, *, block: int | None = None, reason: Reason | None = None, note: str = "") -> bool:
-        """One legal step. A submission that ends without having been run gives its fee receipt back."""
-        return bool(await self._write_live(partial(writes.transition, id_=id_, status=status, block=block, reason=reason, note=note)))
+    async def transition(self, id_: str, status: Status, *, block: int | None = None, reason: Reason | None = None, note: str = "",
+                         was: Status | None = None) -> bool:
+        """One legal step; False where it is not `was` any more. A submission that ends without having been run gives its fee receipt back."""
+        return bool(await self._write_live(partial(writes.transition, id_=id_, status=status, block=block, reason=reason, note=note, was=was)))
 
-    async def save_source(self, id_: str, source: Source, *, rules_version: str = "") -> bool:
-        """Keep the fetched file, and by which rules it will be judged. A file is stored once however many submissions name it."""
-        return bool(await self._write_live(partial(writes.save_source, id_=id_, source=source, rules_version=rules_version)))
+    async def save_source(self, id_: str, source: Source, *, rules_version: str = "", asked: Payload | None = None) -> bool:
+        """Keep the fetched file, and by which rules it will be judged; False when the submission names another than was `asked` for
+        by now. A file is stored once however many submissions name it."""
+        return bool(await self._write_live(partial(writes.save_source, id_=id_, source=source, rules_version=rules_version, asked=asked)))
 
     async def same_program(self, id_: str, sha256: str, fingerprint: str) -> list[Submission]:
         """Note a submission's fingerprint; every other submission whose file was fetched and is the same file, or has

@@ -93,6 +93,11 @@ async def runs(db: aiosqlite.Connection, id_: str) -> tuple[Run, ...]:
     verdicts = await fetch_all(db, "SELECT verdict FROM verdicts WHERE submission = ?", (id_,))
     if verdicts and (judged := unpack_verdict(verdicts[0][0]).runs):
         return judged
+    return await made_runs(db, id_)
+
+
+async def made_runs(db: aiosqlite.Connection, id_: str) -> tuple[Run, ...]:
+    """Runs of the evaluation under way, void ones left out, the newest of each index."""
     stored = await fetch_all(db, "SELECT run FROM runs JOIN submissions ON id = submission WHERE submission = ? AND runs.evaluation = submissions.evaluation "
                                  "ORDER BY runs.n", (id_,))
     made = (unpack_run(blob) for (blob,) in stored)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import zlib
 from collections.abc import Mapping
@@ -14,26 +15,41 @@ from crusades import store_reads
 from crusades.errors import StoreError
 from crusades.faults import fault
 from crusades.fees import spends
-from crusades.records import Outcome, Reason, Run, Source, Stage, Status, Submission, Verdict, WeightsView
-from crusades.store_life import DEVICE, INTERRUPTED
-from crusades.store_tx import Tx, encode, fetch_rows, pack, submission_of
+from crusades.records import Outcome, Payload, Reason, Run, Source, Stage, Status, Submission, Verdict, WeightsView
+from crusades.store_life import CHAINS_OWN, DEVICE, INTERRUPTED
+from crusades.store_tx import Row, Tx, Withdrawn, encode, fetch_rows, pack, submission_of
+
+log = logging.getLogger("crusades.store")
 
 # ------------------------------------------------------------------------------------------------ the life of a submission
 
 
-async def transition(tx: Tx, *, id_: str, status: Status, block: int | None, reason: Reason | None, note: str) -> bool:
-    """One step that needs nothing else."""
+def _same_life(row: Row, *where: Status) -> Row:
+    """The row, where whoever works on it has left it. Raises Withdrawn when another branch of the chain has made it start over
+    meanwhile, with other content: what was found out about the old content is not to be written."""
+    if row.status not in where and row.status in (Status.REVEALED, Status.FETCHED, Status.CHECKED, Status.QUEUED):
+        log.info("submission %s has started over, as %s; what was found out about it before is dropped", row.id, row.status)
+        raise Withdrawn
+    return row
+
+
+async def transition(tx: Tx, *, id_: str, status: Status, block: int | None, reason: Reason | None, note: str, was: Status | None = None) -> bool:
+    """One step that needs nothing else; with `was`, from there only."""
     if status in (Status.RUNNING, Status.SCORED):
         raise StoreError(f"{status} is reached by {'begin_attempt' if status is Status.RUNNING else 'finish'}, not by a plain transition")
-    await tx.move(await tx.live(id_), status, block=block, reason=reason, note=note)
+    row = await tx.live(id_)
+    await tx.move(row if was is None else _same_life(row, was), status, block=block, reason=reason, note=note)
     if status.final:
         await _free_receipts(tx, id_)
     return True
 
 
-async def save_source(tx: Tx, *, id_: str, source: Source, rules_version: str) -> bool:
+async def save_source(tx: Tx, *, id_: str, source: Source, rules_version: str, asked: Payload | None) -> bool:
     """The file once, that this submission names it, and the rules in force at its commit."""
-    await tx.live(id_)
+    row = await tx.live(id_)
+    if asked is not None and (row.sha256, row.url) != (asked.sha256, asked.url):
+        log.info("submission %s has started over; the download was of what another branch of the chain held", id_)
+        raise Withdrawn
     await tx.all("INSERT OR IGNORE INTO files VALUES (?, ?)", source.sha256, zlib.compress(source.content, 6))
     await tx.all("INSERT OR REPLACE INTO sources VALUES (?, ?, ?, ?)", id_, source.sha256, source.url, source.fetched_at)
     await tx.update(id_, sha256=source.sha256, rules_version=rules_version)
@@ -47,7 +63,12 @@ async def same_program(tx: Tx, *, id_: str, sha256: str, fingerprint: str) -> li
         await tx.all("UPDATE submissions SET fingerprint = ? WHERE id = ?", fingerprint, id_)
     rows = await fetch_rows(tx.db, "((sha256 = ? AND sha256 != '') OR (fingerprint = ? AND fingerprint != '')) AND id != ? "
                                    "AND id IN (SELECT submission FROM sources) ORDER BY commit_block, n", (sha256, fingerprint, id_))
-    return [submission_of(row) for row in rows if not row.withdrawn and not (row.status == Status.FAULTED and row.hotkey == me.hotkey)]
+    return [submission_of(row) for row in rows if not row.withdrawn and not (row.hotkey == me.hotkey and _may_try_again(row))]
+
+
+def _may_try_again(row: Row) -> bool:
+    """Whether the miner of a submission may send the same program once more: it was not judged, for no reason that lies in it."""
+    return row.status == Status.FAULTED or (row.status == Status.REJECTED and row.reason_code in CHAINS_OWN)
 
 
 async def begin_attempt(tx: Tx, *, id_: str, slot: str, block: int | None, keep_runs: bool) -> tuple[Run, ...]:
@@ -56,12 +77,12 @@ async def begin_attempt(tx: Tx, *, id_: str, slot: str, block: int | None, keep_
     evaluation = row.evaluation + (row.attempts == 0 or row.slot != slot or not keep_runs)
     await tx.move(row, Status.RUNNING, block=block, note=f"on {slot}" if slot else "",
                   columns={"attempts": row.attempts + 1, "slot": slot, "evaluation": evaluation})
-    return await store_reads.runs(tx.db, id_)
+    return await store_reads.made_runs(tx.db, id_)
 
 
 async def add_run(tx: Tx, *, id_: str, run: Run) -> bool:
     """One run of the evaluation under way."""
-    row = await tx.live(id_)
+    row = _same_life(await tx.live(id_), Status.RUNNING)
     if row.status != Status.RUNNING:
         raise StoreError(f"submission {id_} is {row.status}; runs belong to one that is running")
     await tx.all("INSERT INTO runs (submission, evaluation, run) VALUES (?, ?, ?)", id_, row.evaluation, pack(run))
@@ -76,7 +97,7 @@ async def finish(tx: Tx, *, id_: str, verdict: Verdict, block: int | None) -> bo
         raise StoreError(f"submission {id_}: a fault of ours is no verdict; requeue it")
     if accepted and not (verdict.score_mfu is not None and math.isfinite(verdict.score_mfu) and verdict.score_mfu > 0):
         raise StoreError(f"submission {id_}: an accepted verdict needs a score above zero, not {verdict.score_mfu}")
-    row = await tx.live(id_)
+    row = _same_life(await tx.live(id_), Status.RUNNING)
     if row.status != Status.RUNNING:
         raise StoreError(f"submission {id_} is {row.status}; only one that is running can get a verdict")
     await tx.move(row, Status.SCORED if accepted else Status.REJECTED, block=block, reason=verdict.reason,

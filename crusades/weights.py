@@ -170,9 +170,12 @@ async def _look_and_act(ctx: Context, me: _Setter) -> str:
 
 
 def _situation(ctx: Context, me: _Setter, vector: Mapping[str, float], why_empty: str, plan: WeightsPlan | None, held: OnChainWeights) -> Situation:
+    # What was asked for last and reached the chain is what will apply; one that was signed and never got there is not under way.
+    sealed = bool(held.pending_commits) and held.last_update > (me.proof.asked_block or 0)
+    asked = plan is not None and plan.by_uid == me.proof.asked
     return Situation(
-        block=held.block, vector=vector, why_empty=why_empty, on_chain_empty=not held.by_uid, on_chain_equal=plan is not None and arrived(plan.by_uid, held.by_uid),
-        on_its_way=plan is not None and bool(held.pending_commits) and plan.by_uid == me.proof.asked,
+        block=held.block, vector=vector, why_empty=why_empty, on_chain_empty=not held.by_uid,
+        on_chain_equal=plan is not None and arrived(plan.by_uid, held.by_uid) and not (sealed and not asked), on_its_way=sealed and asked,
         last_update=held.last_update if me.proof.asked_block is not None or held.by_uid else 0, pending=held.pending_commits, tempo=held.tempo,
         interval=ctx.hparams.chain.weights_interval, never_before=me.never_before, state_known=me.ours.state_known, accept_empty_state=ctx.accept_empty_state)
 

@@ -224,10 +224,9 @@ class FakeChain:
     def learn(self, rows):
         pass
 
-    async def commitments(self, block_hash=None, *, hotkey=None):
+    async def commitments(self, block_hash=None, *, final=False, hotkey=None):
         await self._read()
         number = int(block_hash[2:]) if block_hash else self.block
-        final = number <= self.block - self.lag
         return [msgspec.structs.replace(row, provisional=not final) for row in self.rows if (row.reveal_block or row.commit_block) <= number]
 
     async def coldkey(self, hotkey):

@@ -29,7 +29,7 @@ def windows(told):
 
 async def finalised(chain):
     """Commitments at the finalised head."""
-    return await chain.commitments((await chain.head()).finalized_hash)
+    return await chain.commitments((await chain.head()).finalized_hash, final=True)
 
 
 # ------------------------------------------------------------------------------------------------ which chain

@@ -20,11 +20,13 @@ from fakes import FakeJudge, make_commitment, make_source
 
 from crusades import hparams, logs
 from crusades.alerts import Alert
+from crusades.chain_records import Receipt, Sent
+from crusades.chain_rows import HotkeyState, Live, Sightings, rows_of
 from crusades.daemon import AT_ONCE, LAST_RESORT, Reins, is_dev, listen_to_signals, load_early, make_context, reload_settings
-from crusades.errors import ChainError, ConfigError, FetchFault, MustNotRestart, RefereeFault, SandboxFault, StoreError
+from crusades.errors import ChainError, ConfigError, DeviceFault, FetchFault, MustNotRestart, RefereeFault, SandboxFault, StoreError
 from crusades.intake import FIRST_RETRY, Retries
 from crusades.nvml import Device
-from crusades.records import Finding, Reason, Stage, Status
+from crusades.records import Finding, Neuron, Payload, Reason, Stage, Status
 from crusades.store import Store
 from crusades.validator import leaves
 from crusades.watch import LOOK
@@ -35,12 +37,12 @@ async def house(tmp_path):
     return House(tmp_path / "state")
 
 
-def commit(house, text, *, hotkey="5Miner2", uid=2, block=10, url=None):
+def commit(house, text, *, hotkey="5Miner2", uid=2, block=10, url=None, receipt=None, raw=""):
     """A submission on the chain with its file on a host; its id."""
     source = make_source(text, url=url or f"https://files.example/{hotkey}/{block}.py")
     house.serve_file(source)
-    row = make_commitment(hotkey, block, source, uid=uid)
-    house.chain.rows.append(row)
+    row = make_commitment(hotkey, block, source, uid=uid, receipt=receipt)
+    house.chain.rows.append(msgspec.structs.replace(row, raw=raw))
     return row.submission_id
 
 
@@ -641,6 +643,213 @@ async def test_a_fault_while_we_stop_is_written_and_holds_nobody_up(tmp_path, au
     async with house.running() as ctx:
         assert (await house.until(id_)).submission.status is Status.SCORED
         assert [step.reason.code for step in (await ctx.store.submission(id_)).transitions if step.reason] == [2002]
+
+
+async def test_one_fault_at_opening_is_no_proof_that_rules_of_another_time_cannot_be_had(house, autojump_clock):
+    id_ = commit(house, "# mfu 41")
+    house.judge.seconds = 50.0
+    async with house.running():
+        await house.until(id_, Status.QUEUED, Status.RUNNING)
+    old = house.context.board.rules_version
+    tiny = house.settings.profiles["tiny"]
+    house.settings = msgspec.structs.replace(house.settings, profiles={**house.settings.profiles, "tiny": msgspec.structs.replace(tiny, runs=tiny.runs + 1)})
+    house.judge = FakeJudge()
+    open_slot, faults, opened = house.judge.opener(), [DeviceFault("the card's memory is not free yet")], []
+
+    def opener(config):
+        version = config.hparams.rules_version(config.profile_name)
+        opened.append(version == old)
+        if version == old and faults:
+            raise faults.pop()
+        return open_slot(config)
+
+    house.parts["open_slot"] = opener
+    async with house.running() as ctx:
+        assert (await house.until(id_)).submission.rules_version == old
+        assert ctx.rulebook.unusable == set()
+    assert opened.count(True) == 2
+
+
+async def test_our_own_downtime_does_not_count_against_a_host(house, autojump_clock):
+    id_ = commit(house, "# mfu 40")
+    ((url, source),) = house.files.served.items()
+    house.files.served[url] = FetchFault("503")
+    async with house.running() as ctx:
+        await house.until(id_, Status.REVEALED)
+        await trio.sleep(5.0)
+        base = ctx.now()
+    async with house.running() as ctx:
+        began = trio.current_time()
+        ctx.now = lambda: base + 7 * 3600 + trio.current_time() - began
+        await trio.sleep(3.0)
+        house.files.served[url] = source
+        assert (await house.until(id_)).submission.status is Status.SCORED
+
+
+async def test_while_we_are_cut_off_ourselves_no_host_is_counted_down(house, autojump_clock):
+    first = commit(house, "# mfu 40")
+    async with house.running() as ctx:
+        await house.until(first)
+        id_ = commit(house, "# mfu 41", hotkey="5Miner3", uid=3, block=ctx.board.block + 1)
+        url = house.chain.rows[-1].payload.url
+        source, house.files.served[url] = house.files.served[url], FetchFault("the name cannot be resolved")
+        await house.until(id_, Status.REVEALED)
+        house.chain.failing, house.chain.problem = ChainError("down"), "down"
+        await trio.sleep(8 * 3600)
+        assert (await ctx.store.submission(id_)).submission.status is Status.REVEALED
+        house.chain.failing, house.chain.problem, house.files.served[url] = None, "", source
+        assert (await house.until(id_)).submission.status is Status.SCORED
+
+
+@pytest.mark.parametrize("attempt", range(3))
+async def test_whoever_was_down_judges_intervals_as_who_was_not(house, autojump_clock, attempt):
+    """Of three at once the second comes too soon after the first, and so the third does not come too soon after it."""
+    house.settings = msgspec.structs.replace(house.settings, chain=msgspec.structs.replace(house.settings.chain, min_commit_interval=50))
+    house.chain.block = 200
+    ids = [commit(house, f"# mfu 4{n}", block=block) for n, block in enumerate((10, 40, 70))]
+    async with house.running():
+        found = [(await house.until(id_)).submission for id_ in ids]
+    assert [row.status for row in found] == [Status.SCORED, Status.REJECTED, Status.SCORED]
+
+
+@pytest.mark.parametrize("attempt", range(3))
+async def test_a_receipt_that_an_earlier_submission_gives_back_pays_for_the_later_one(house, autojump_clock, attempt):
+    house.settings = msgspec.structs.replace(
+        house.settings, chain=msgspec.structs.replace(house.settings.chain, fee_rao=2 * 10**9, fee_address="5Treasury"))
+    house.chain.neuron_list[2] = Neuron(uid=2, hotkey="5Miner2", coldkey="5Cold2")
+    house.chain.receipts["8-1"] = Receipt(id="8-1", block=8, signer="5Cold2", destination="5Treasury", amount_rao=2 * 10**9, success=True)
+    house.chain.block = 60
+    first, second = (commit(house, f"# mfu 4{n}", block=block, receipt="8-1") for n, block in enumerate((10, 40)))
+    house.files.served["https://files.example/5Miner2/10.py"] = Reason(code=1102, stage=Stage.FETCH, message="404")
+    async with house.running():
+        found = [(await house.until(id_)).submission for id_ in (first, second)]
+    assert [(row.status, row.reason and row.reason.code) for row in found] == [(Status.REJECTED, 1102), (Status.SCORED, None)]
+
+
+async def test_a_miner_who_registers_anew_is_no_copy_of_himself(house, autojump_clock):
+    first = commit(house, "# mfu 40")
+    async with house.running() as ctx:
+        await house.until(first)
+        await eventually(lambda: house.chain.weights == {2: 65535})
+        house.chain.neuron_list[2] = Neuron(uid=2, hotkey="5Miner2", registered_block=house.chain.block)
+        await trio.sleep(60)
+        again = commit(house, "# mfu 40", block=house.chain.block + 1)
+        assert (await house.until(again)).submission.status is Status.SCORED
+        assert ctx.board.block is not None
+    async with house.running() as ctx:  # the look at the last verdicts after a start
+        await trio.sleep(60)
+        assert (await ctx.store.submission(again)).submission.status is Status.SCORED
+
+
+async def test_what_the_chain_rejected_before_it_was_judged_may_come_again(house, autojump_clock):
+    house.chain.block = 60
+    blocker = commit(house, "# hang", hotkey="5Miner5", uid=5, block=9)
+    first = commit(house, "# mfu 40", block=10)
+    async with house.running():
+        await house.until(blocker, Status.RUNNING)
+        await house.until(first, Status.QUEUED)
+        gone = Reason(code=1006, stage=Stage.CHAIN, message="deregistered")
+        house.chain.rows[-1] = msgspec.structs.replace(house.chain.rows[-1], uid=None, state=Status.REJECTED, reason=gone)
+        assert (await house.until(first)).submission.reason.code == 1006
+        again = commit(house, "# mfu 40", block=house.chain.block + 1)
+        await house.until(again, Status.QUEUED)
+
+
+def other_content(house, text="# mfu 50"):
+    """Another branch of the chain wins: the newest row holds another file in the same block."""
+    source = make_source(text, url="https://files.example/other.py")
+    house.serve_file(source)
+    house.chain.rows[-1] = msgspec.structs.replace(house.chain.rows[-1], payload=Payload(sha256=source.sha256, url=source.url), raw="another")
+    return source
+
+
+async def test_a_row_that_starts_over_while_it_runs_ends_no_daemon(house, autojump_clock):
+    house.chain.lag = 10
+    id_ = commit(house, "# mfu 40", raw="one")
+    house.judge.seconds = 30.0
+    async with house.running():
+        await house.until(id_, Status.RUNNING)
+        other_content(house)
+        assert (await house.until(id_)).submission.score_mfu == 50.0
+
+
+async def test_a_download_of_what_another_branch_held_is_not_judged(house, autojump_clock):
+    house.chain.lag = 10
+    id_, fetch = commit(house, "# mfu 40", raw="one"), house.files.fetch
+
+    async def slow(payload, settings):
+        if "other" not in payload.url:
+            other_content(house)
+            await trio.sleep(25.0)
+        return await fetch(payload, settings)
+
+    house.parts["fetch"] = slow
+    async with house.running() as ctx:
+        detail = await house.until(id_)
+        assert (await ctx.store.payload(id_)).sha256 == (await ctx.store.source(id_)).sha256
+        assert detail.submission.score_mfu == 50.0
+
+
+async def test_the_end_of_a_seal_is_not_lost_with_a_read_that_fails(house, autojump_clock):
+    seen, broken = Sightings(), []
+
+    async def commitments(block_hash=None, *, final=False, hotkey=None):
+        number = int(block_hash[2:])
+        if broken and not final:
+            raise broken.pop()
+        at = 10 if number < 40 else 40
+        state = HotkeyState("5Miner2", uid=2, live=Live(block=at, rounds=(9,)), last_commitment=at)
+        rows = rows_of(1, state, provisional=not final)
+        return [*rows, *seen.gone(rows, {"5Miner2": state}, block=number, final=final)]
+
+    house.chain.commitments, house.chain.block = commitments, 20
+    async with house.running() as ctx:
+        await eventually(lambda: house.chain.block - house.chain.lag == 39)
+        await trio.sleep(6.0)
+        broken.append(ChainError("the connection broke"))  # at the head at which block 40 becomes final
+        await trio.sleep(50 * 12.0)
+        found = {row.commit_block: row.reason and row.reason.code for row in (await ctx.store.submissions()).items}
+    assert found == {10: 1003, 40: None}
+
+
+async def test_a_vector_that_never_arrived_is_not_on_its_way(house, autojump_clock):
+    """An older one of ours is sealed and waits to be opened: that is not this one."""
+    house.settings = msgspec.structs.replace(house.settings, chain=msgspec.structs.replace(house.settings.chain, weights_interval=10))
+    house.chain.tempo = 360
+    commit(house, "# mfu 40")
+    async with house.running():
+        await eventually(lambda: house.chain.weights == {2: 65535})
+        house.chain.pending = 1
+        send, resolve, tries = house.chain.set_weights, house.chain.resolve, []
+
+        async def fails(plan, *, signed=None):
+            tries.append(house.chain.block)
+            await signed(Sent(hash="0xlost", what="weights", first=house.chain.block - 1, last=house.chain.block + 14))
+            house.chain.set_weights = send
+            raise ChainError("the pool refused it")
+
+        async def resolved(sent, *, final=False):
+            return None if sent.hash == "0xlost" else await resolve(sent, final=final)
+
+        house.chain.set_weights, house.chain.resolve = fails, resolved
+        await trio.sleep(12 * 12.0)
+        commit(house, "# mfu 45", hotkey="5Miner3", uid=3, block=house.chain.block)
+        await eventually(lambda: tries)
+        count = len(house.chain.sent)
+        await eventually(lambda: len(house.chain.sent) > count, 40 * 12.0)
+
+
+async def test_a_sealed_vector_that_is_wanted_no_more_gets_a_successor(house, autojump_clock):
+    """The one that is wanted again is on chain still, and would be replaced when the sealed one is opened."""
+    house.chain.tempo = 360
+    commit(house, "# mfu 40")
+    async with house.running():
+        await eventually(lambda: house.chain.weights == {2: 65535})
+        house.chain.applies, house.chain.pending = False, 1
+        commit(house, "# mfu 45", hotkey="5Miner3", uid=3, block=house.chain.block)
+        await eventually(lambda: house.chain.sent[-1] == {3: 65535}, 7200)
+        house.chain.neuron_list.pop(3)
+        await eventually(lambda: house.chain.sent[-1] == {2: 65535}, 30 * 12.0)
 
 
 async def test_an_idle_daemon_stops_at_once(house, autojump_clock):

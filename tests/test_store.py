@@ -155,6 +155,25 @@ async def test_an_interrupted_evaluation_goes_on_in_front_with_its_runs_after_a_
         assert (await store.submission(id_)).submission.attempts == 2
 
 
+async def test_the_runs_of_a_verdict_that_a_fork_took_back_are_none_to_go_on_with(store):
+    """Nothing of it is anchored any more, though it was judged."""
+    row = revealed("5A", 10, reveal=12, final=False)
+    await record(store, row, head=13, finalized=9)
+    id_ = row.submission_id
+
+    async def begun(slot):
+        await store.save_source(id_, source())
+        for status in (S.FETCHED, S.CHECKED, S.QUEUED):
+            await store.transition(id_, status, block=1)
+        return await store.begin_attempt(id_, slot=slot, keep_runs=False)
+
+    assert await begun("cuda:0") == ()
+    await store.finish(id_, accepted(40.0, [run(number) for number in range(4)]))
+    await record(store, head=20, finalized=15)
+    await record(store, revealed("5A", 10, reveal=12, final=True), head=21, finalized=16)
+    assert await begun("cuda:1") == ()
+
+
 async def test_runs_are_not_kept_on_another_slot_nor_after_a_fault_of_the_card(store):
     id_ = await at_stage(store, S.RUNNING)
     await store.add_run(id_, run(0))
@@ -261,7 +280,7 @@ async def test_an_event_carries_the_record_as_it_was_committed(store):
 
 
 async def test_a_failed_write_publishes_nothing_and_uses_no_number(store):
-    id_ = await at_stage(store, S.QUEUED)
+    id_ = await at_stage(store, S.SCORED)
     before = store.last_seq
     with pytest.raises(StoreError):
         await store.add_run(id_, run(0))
