@@ -237,6 +237,8 @@ async def _settled_fee(chain: Chain, ticket: Ticket, sent: Sent) -> Ticket:
     except Failed:
         found = None  # nothing was paid
     except Pruned as error:
+        if (await chain.commit_facts(ticket.hotkey)).head > sent.last + WINDOW:
+            return msgspec.structs.replace(ticket, stage="prepared", sent=None)  # whether or not it was paid, it would pay for nothing any more
         raise ChainError(f"the fee may have been paid, and this node no longer knows ({error}): ask one that keeps its history (--network with an "
                          "archive endpoint) before anything is paid again") from error
     return msgspec.structs.replace(ticket, stage="prepared", sent=None) if found is None else _paid(ticket, found.extrinsic)

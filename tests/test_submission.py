@@ -8,7 +8,7 @@ from httpx import AsyncClient, ConnectError, MockTransport, Response
 
 from crusades import fees
 from crusades import submission as s
-from crusades.chain_records import CommitFacts, Failed, Pruned, Receipt, Unresolved
+from crusades.chain_records import CommitFacts, Failed, Pruned, Receipt, Sent, Unresolved
 from crusades.errors import ChainError, UsageError
 from crusades.payload import parse_payload
 from crusades.records import Finding, Outcome, Payload, Reason, Source, Stage, Status
@@ -403,8 +403,6 @@ def test_the_committed_payload_is_what_validators_parse():
 
 
 async def test_a_node_that_forgot_a_fee_is_no_reason_to_pay_again(world, monkeypatch):  # noqa: F811
-    from crusades.chain_records import Pruned, Sent
-
     async def forgot(sent, *, final=False):
         raise Pruned("state discarded")
 
@@ -417,9 +415,22 @@ async def test_a_node_that_forgot_a_fee_is_no_reason_to_pay_again(world, monkeyp
     assert world.calls("author_submitExtrinsic") == 0
 
 
-async def test_a_node_that_forgot_a_commitments_block_still_shows_the_commitment(world, monkeypatch):  # noqa: F811
-    from crusades.chain_records import Pruned, Sent
+async def test_a_forgotten_fee_that_is_too_old_to_count_holds_up_nothing(world, monkeypatch):  # noqa: F811
+    async def forgot(sent, *, final=False):
+        raise Pruned("state discarded")
 
+    monkeypatch.setattr(world.chain, "resolve", forgot)
+    ticket, tickets = await ticket_for(world)
+    tickets.save(msgspec.structs.replace(ticket, stage="paying", sent=Sent(hash="0x1", what="the fee", first=1, last=16)))
+    with pytest.raises(ChainError, match="archive"):
+        await s.settle_all(world.chain, tickets, ticket.hotkey)
+    monkeypatch.setattr(s, "WINDOW", 30)
+    await world.blocks(50)
+    await s.settle_all(world.chain, tickets, ticket.hotkey)
+    assert [(t.stage, t.sent) for t in tickets.all()] == [("prepared", None)]
+
+
+async def test_a_node_that_forgot_a_commitments_block_still_shows_the_commitment(world, monkeypatch):  # noqa: F811
     async def forgot(sent, *, final=False):
         raise Pruned("state discarded")
 

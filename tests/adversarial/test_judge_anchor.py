@@ -25,7 +25,14 @@ def half_strength(step):
     return text.replace("loss.backward()", f"(loss * (0.5 if step == {step - 1} else 1.0)).backward()")
 
 
-PROGRAMS = {"baseline": BASELINE, "step 1": half_strength(1), "step 3": half_strength(3), "step 5": half_strength(5)}
+TRIVIAL = BASELINE.replace("for _ in range(num_steps):", "for step in range(num_steps):").replace("optimizer.step()", """optimizer.step()
+        with torch.no_grad():
+            norm = dict(model.named_parameters())["model.norm.weight"]
+            if step == 0:
+                kept = norm.clone()
+            norm.copy_(kept if step == num_steps - 2 else torch.zeros_like(norm) if step < num_steps - 2 else norm)""", 1)
+"""A final norm of zero: nothing before it has a gradient then, and steps two to four cost next to nothing. Before the last it is put back."""
+PROGRAMS = {"baseline": BASELINE, "step 1": half_strength(1), "step 3": half_strength(3), "step 5": half_strength(5), "trivial": TRIVIAL}
 
 
 async def judge_all(folder):
@@ -49,7 +56,8 @@ def judged(tmp_path_factory):
 
 
 def test_the_cheats_are_other_programs():
-    assert [text.count("0.5 if step ==") for text in PROGRAMS.values()] == [0, 1, 1, 1]
+    assert [text.count("0.5 if step ==") for text in PROGRAMS.values()] == [0, 1, 1, 1, 0]
+    assert TRIVIAL.count("torch.zeros_like(norm)") == 1
 
 
 def test_honest_work_passes_and_every_late_step_was_anchored_somewhere(judged):
@@ -76,6 +84,12 @@ def test_a_late_step_at_half_strength_is_rejected_after_the_runs(judged, step):
     assert verdict.measured == pytest.approx(0.5, abs=0.01)
     assert len(verdict.runs) == 5
     assert verdict.score_mfu is None
+
+
+def test_weights_that_make_late_steps_trivial_are_rejected_though_their_gradients_are_right(judged):
+    verdict = judged[0]["trivial"]
+    assert (verdict.verdict, verdict.code, verdict.rule) == (Outcome.REJECTED, 1401, "anchor_reach")
+    assert len(verdict.runs) == 5
 
 
 def test_people_are_told_what_happens_after_the_runs(judged):
