@@ -68,9 +68,16 @@ class _Submit:
         self.last: Progress | None = None
 
     async def run(self) -> int:
-        await submission.settle_all(self.chain, self.tickets, str(self.wallet.hotkey.ss58_address))
+        hotkey = str(self.wallet.hotkey.ss58_address)
+        settle = partial(submission.settle_all, self.chain, self.tickets, hotkey)
+        committed = self._is_committed(hotkey)
+        if not (committed or self.arguments.dry_run):
+            await settle()
         seen = await self._look()
         ticket = self._earlier(seen)
+        if ticket is None and committed and not self.arguments.dry_run:  # the file at that address is another by now
+            await settle()
+            seen = await self._look()
         if ticket is None:
             if not seen.ok:
                 return self._refuse(seen)
@@ -92,6 +99,11 @@ class _Submit:
             ticket = await self._follow(ticket)
         self._show(seen, ticket)
         return self.last.exit_code if self.last else 0
+
+    def _is_committed(self, hotkey: str) -> bool:
+        """Whether what lies at this address seems to be committed already, so that it is only followed: that waits for nothing else."""
+        ours = (t for t in self.tickets.all() if (t.genesis, t.netuid, t.hotkey, t.payload.url) == (self.chain.genesis, self.chain.netuid, hotkey, self.arguments.url))
+        return any(ticket.commit_block is not None and not ticket.over for ticket in ours)
 
     def _unlock(self) -> None:
         """The coldkey is opened after consent, and only to pay."""

@@ -56,6 +56,8 @@ class Retries:
         self._tries: dict[str, tuple[int, float]] = {}
         self.due_paid: set[str] = set()
         """Those that counted when their interval and their fee were looked at: what the next commitments of their hotkeys are held against."""
+        self.told: set[str] = set()
+        """Those whose miners have been told that they wait for an earlier one."""
 
     def due(self, id_: str, now: float) -> bool:
         """Whether it may be tried now."""
@@ -82,6 +84,7 @@ class Retries:
         for id_ in self._tries.keys() - wanted:
             del self._tries[id_]
         self.due_paid &= wanted
+        self.told &= wanted
 
     def wait(self, now: float) -> float:
         """Seconds until the next one is due; a minute at most, to show that the fetcher lives."""
@@ -120,8 +123,11 @@ async def _fetch_one(ctx: Context, fetch: Fetch, retries: Retries, row: Submissi
         return
     try:
         early = await too_soon(ctx, row) or await unpaid(ctx, row, payload)
-    except _Undecided:
-        retries.postpone(row.id, trio.current_time() + WAIT_FOR_EARLIER)
+    except _Undecided as undecided:
+        if row.id not in retries.told:  # once: the miner sees what it waits for
+            retries.told.add(row.id)
+            await ctx.store.transition(row.id, Status.REVEALED, block=ctx.block, note=str(undecided), was=Status.REVEALED)
+        retries.failed(row.id, trio.current_time())
         return
     except ChainError as error:
         delay = retries.failed(row.id, trio.current_time())
@@ -153,6 +159,7 @@ async def _fetch_one(ctx: Context, fetch: Fetch, retries: Retries, row: Submissi
         return
     ctx.metrics.fetches.labels(result="fetched").inc()
     if not await ctx.store.save_source(row.id, got, rules_version=ctx.rulebook.version_at(row.commit_block), asked=payload):
+        retries.postpone(row.id, trio.current_time() + WAIT_FOR_EARLIER)  # started over: what it names now is fetched next
         return
     await ctx.store.transition(row.id, Status.FETCHED, block=ctx.block, note=f"{len(got.content)} bytes from {got.url}", was=Status.REVEALED)
     ctx.bells.fetched.ring()
@@ -200,7 +207,10 @@ async def undecided_before(ctx: Context, retries: Retries, row: Submission) -> b
     if not dues.min_commit_interval and not asks_fee(dues):
         return False
     page = await ctx.store.submissions(hotkey=row.hotkey, limit=200)
-    return any(other.status is Status.REVEALED and other.commit_block < row.commit_block and other.id not in retries.due_paid for other in page.items)
+    # Not for ever: a receipt that nobody can look up any more decides nothing.
+    oldest = ctx.now() - ctx.hparams.fetch.grace_hours * 3600
+    return any(other.status is Status.REVEALED and other.commit_block < row.commit_block and other.id not in retries.due_paid and other.updated_at > oldest
+               for other in page.items)
 
 
 async def too_soon(ctx: Context, row: Submission) -> Reason | None:
@@ -236,7 +246,7 @@ async def unpaid(ctx: Context, row: Submission, payload: Payload) -> Reason | No
     if holder not in (None, row.id):
         detail = await ctx.store.submission(holder)
         if detail is not None and not detail.submission.status.final:
-            raise _Undecided  # it may give the receipt back
+            raise _Undecided(f"waits for what becomes of submission {holder}, which names the same receipt and may give it back")
     return judge(used_by=holder)
 
 

@@ -95,7 +95,7 @@ async def serve_slot(ctx: Context, seat: Seat, config: Any) -> None:
     with seat.scope:
         while not ctx.stopping.is_set():
             ctx.health.progress(name, "warming", deadline=warming)
-            rules, opened = rules_of(ctx, seat), False
+            rules, opened, trial = rules_of(ctx, seat), False, False
             try:
                 async with ctx.open_slot(replace(config, profile_name=rules.profile, hparams=rules.hparams)) as judge:
                     opened = True
@@ -109,15 +109,16 @@ async def serve_slot(ctx: Context, seat: Seat, config: Any) -> None:
                     continue
                 if isinstance(error, ConfigError):
                     raise
+                trial = seat.rules is not None and not opened  # of rules of another time: it says nothing about the slot
                 ctx.metrics.count_fault(code_of(error))
                 why, passed = str(error), None
             except Reopen as error:
                 why, passed = str(error), None
             except SlotDown as error:
                 why, passed = str(error), False
-            seat.failures += 1
+            seat.failures += not trial
             _after_failure(ctx, seat, why, in_service=keeps_service(passed, seat.failures))
-            delay = retry_delay(seat.failures, FIRST_REOPEN, MOST_REOPEN)
+            delay = retry_delay(max(1, seat.failures), FIRST_REOPEN, MOST_REOPEN)
             ctx.health.progress(name, why, deadline=delay + 60.0)
             with trio.move_on_after(delay):
                 await ctx.stopping.wait()

@@ -46,8 +46,8 @@ async def transition(tx: Tx, *, id_: str, status: Status, block: int | None, rea
 
 async def save_source(tx: Tx, *, id_: str, source: Source, rules_version: str, asked: Payload | None) -> bool:
     """The file once, that this submission names it, and the rules in force at its commit."""
-    row = await tx.live(id_)
-    if asked is not None and (row.sha256, row.url) != (asked.sha256, asked.url):
+    await tx.live(id_)
+    if asked is not None and await store_reads.payload(tx.db, id_) not in (None, asked):
         log.info("submission %s has started over; the download was of what another branch of the chain held", id_)
         raise Withdrawn
     await tx.all("INSERT OR IGNORE INTO files VALUES (?, ?)", source.sha256, zlib.compress(source.content, 6))

@@ -18,6 +18,9 @@ from crusades.records import Commitment, Outcome, Reason, Record, Status
 from crusades.submission import Chain, whereabouts
 from crusades.submission_tickets import Ticket, Tickets
 
+OPENS_LATE = 10
+"""Blocks by which an opening may come later than was estimated."""
+
 
 class Progress(Record, frozen=True, kw_only=True):
     """One step of a submission's life, as far as can be seen from here."""
@@ -146,7 +149,7 @@ async def _from_chain(chain: Chain, ticket: Ticket, rows: Sequence[Commitment]) 
     if row is not None:
         return msgspec.structs.replace(ticket, stage=str(row.state.value), reason=row.reason, reveal_round=row.reveal_round or ticket.reveal_round)
     # One that came after the opening has replaced nothing: ours was opened, and as many later ones have pushed it off the chain's list.
-    opened = ticket.reveal_block_estimate or math.inf
+    opened = (ticket.reveal_block_estimate or math.inf) + OPENS_LATE
     newer = next((r for r in rows if ticket.commit_block is not None and ticket.commit_block < r.commit_block < opened), None)
     if newer is None or ticket.stage != "sealed" or not await _another(chain, ticket, newer):
         return ticket

@@ -57,17 +57,21 @@ class Tickets:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def path(self, ticket: Ticket) -> Path:
+        """Where it is kept."""
+        return self.folder / f"{ticket.network.replace('/', '_').replace(':', '_')}-{ticket.netuid}-{ticket.hotkey}-{ticket.created_at:.6f}.json"
+
     def save(self, ticket: Ticket) -> Ticket:
         """Write it through to the disk before returning. UsageError when the folder cannot be written."""
-        name = f"{ticket.network.replace('/', '_').replace(':', '_')}-{ticket.netuid}-{ticket.hotkey}-{ticket.created_at:.6f}.json"
-        temporary = self.folder / (name + ".part")
+        path = self.path(ticket)
+        temporary = path.with_name(path.name + ".part")
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             with temporary.open("wb") as file:
                 file.write(msgspec.json.format(msgspec.json.encode(ticket), indent=1))
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(self.folder / name)
+            temporary.replace(path)
         except OSError as error:
             raise UsageError(f"cannot keep the submission's ticket in {self.folder}: {error.strerror}") from error
         return ticket

@@ -256,6 +256,15 @@ def test_a_fee_on_its_way_at_an_interruption_pays_for_what_comes_next(submit, ch
     assert chain.balance(TREASURY) == 2 * 10**9
 
 
+def test_a_dry_run_changes_no_ticket(submit, chain, paying, monkeypatch, tmp_path):
+    monkeypatch.setenv("BT_WALLET_PASSWORD", "secret")
+    interrupted_at("paid", monkeypatch, submit, "train.py", *paying)
+    before = tickets_of(tmp_path).all()
+    assert submit("other.py", *paying, "--dry-run")[0] == 0
+    assert tickets_of(tmp_path).all() == before
+    assert [ticket.stage for ticket in before] == ["paying"]
+
+
 @pytest.mark.parametrize("chain", [100], indirect=True)
 def test_the_same_command_replaces_no_seal_of_its_own(submit, chain, monkeypatch):
     interrupted_at("sealed", monkeypatch, submit, "train.py", "--replace-pending")

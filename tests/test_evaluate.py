@@ -57,6 +57,14 @@ async def test_an_evaluation_whose_contestant_does_not_die_takes_the_referee_alo
     assert slot._contestant is None
 
 
+async def test_a_slot_whose_last_contestant_did_not_die_says_so_before_the_next(tmp_path):
+    slot = make_slot(tmp_path, FakeReferee(LoadSubmission=p.SubmissionLoaded(reason=GONE)), FakeContestant(STUCK))
+    await slot.evaluate(make_job())
+    with pytest.raises(SandboxFault, match="does not die"):
+        await slot.warm()
+    assert slot._stuck is None, "told once: the slot is opened anew then, and the control run decides"
+
+
 async def test_a_contestant_that_does_not_die_before_there_is_a_verdict_is_our_fault(tmp_path):
     referee = FakeReferee(LoadSubmission=p.RefereeError(message="broken"))
     with pytest.raises(SandboxFault, match="does not die"):
@@ -66,7 +74,7 @@ async def test_a_contestant_that_does_not_die_before_there_is_a_verdict_is_our_f
 
 async def test_a_kill_for_want_of_the_machines_memory_is_not_the_submissions(tmp_path):
     status = ExitStatus(code=None, signal=9, oom_killed=False, text="the machine ran out of memory", machine_oom=True)
-    with pytest.raises(DeviceFault, match="ran out of memory"):
+    with pytest.raises(SandboxFault, match="ran out of memory"):
         await Contestant(FakeBox(status), tempfile.TemporaryDirectory(dir=tmp_path), "train.py", ()).explain_exit(GONE)
 
 

@@ -1,5 +1,6 @@
 """The store on a real file: transitions, runs, verdicts, queue order, events, reads."""
 
+import msgspec
 import pytest
 import trio
 from store_kit import SETTINGS, accepted, at_stage, cheat, opened, reason, record, refused, revealed, run, sealed, sha, source, statuses
@@ -172,6 +173,16 @@ async def test_the_runs_of_a_verdict_that_a_fork_took_back_are_none_to_go_on_wit
     await record(store, head=20, finalized=15)
     await record(store, revealed("5A", 10, reveal=12, final=True), head=21, finalized=16)
     assert await begun("cuda:1") == ()
+
+
+async def test_a_file_may_be_saved_again_though_its_payload_named_half_of_the_hash(store):
+    """The older form of a payload does: a stop between the file and the next stage must not make the file another's."""
+    row = revealed("5A", 10)
+    short = msgspec.structs.replace(row.payload, sha256=row.payload.sha256[:32])
+    await record(store, msgspec.structs.replace(row, payload=short), head=20, finalized=20)
+    for _ in range(2):
+        assert await store.save_source(row.submission_id, source(), asked=short)
+    assert not await store.save_source(row.submission_id, source(), asked=msgspec.structs.replace(short, url="https://other.example/x"))
 
 
 async def test_runs_are_not_kept_on_another_slot_nor_after_a_fault_of_the_card(store):

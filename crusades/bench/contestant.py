@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from crusades.bench import protocol as p
-from crusades.errors import DeviceFault
+from crusades.errors import SandboxFault
 from crusades.faults import fault
 from crusades.records import Reason
 from crusades.sandbox.box import ExitStatus
@@ -80,11 +80,11 @@ class Contestant:
         return self._box.output_tail()
 
     async def explain_exit(self, reason: Reason) -> Reason:
-        """The channel has ended: say how the process ended, and charge memory when that is why. Raises DeviceFault where it is the machine's."""
+        """The channel has ended: say how the process ended, and charge memory when that is why. Raises SandboxFault where it is the machine's."""
         with trio.move_on_after(EXIT_PATIENCE):
             status = await self._box.wait()
             if status.machine_oom:
-                raise DeviceFault(status.text)
+                raise SandboxFault(status.text)  # no fault of a card, and a second slot of this machine would be no witness
             if status.oom_killed:
                 row = fault("out-of-memory")
                 return Reason(code=row.code, stage=reason.stage, message=f"{row.title}: {status.text}", hint=row.advice)

@@ -93,6 +93,7 @@ class Slot:
         self._card = Card(config.index if config.device == "cuda" else None)
         self._lock = trio.Lock()
         self._state, self._detail, self._since, self._submission = "warming", "", time.time(), ""
+        self._stuck: SandboxFault | None = None
         self.exam_seconds: list[tuple[int, float]] = []
         """(exams prepared, seconds) of every preparation, for the benchmarks."""
 
@@ -138,6 +139,9 @@ class Slot:
         """While idle: unused exams in host memory, and a sandbox with torch imported and the model built. Idempotent. Without
         `exams` where a submission waits already: it may be served exams that others had, and gets what it lacks by itself."""
         async with self._lock:
+            if (stuck := self._stuck) is not None:
+                self._stuck = None
+                raise stuck  # the last evaluation has its verdict; whether the slot is sound is another question
             self._say("warming", "preparing exams")
             await self._ready_referee()
             if exams:
@@ -151,7 +155,7 @@ class Slot:
     # ---------------------------------------------------------------- an evaluation
 
     async def evaluate(self, job: Job) -> Verdict:
-        """Judge one submission. Raises our faults; whatever happens, the contestant is dead when this returns."""
+        """Judge one submission. Raises our faults; whatever happens, the contestant is dead when this returns, or `warm` says that it is not."""
         async with self._lock:
             self._say("running", "starting", job.submission_id)
             verdict = None
@@ -166,6 +170,7 @@ class Slot:
                             raise
                         # What was found stands: else who dies slowly has made a verdict that he did not like our fault.
                         log.error("slot %s: %s", self.config.name, error)
+                        self._stuck = error
                 self._say("idle")
             return verdict
 

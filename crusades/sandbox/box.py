@@ -23,6 +23,8 @@ END_PATIENCE = 15.0
 """Seconds for a killed namespace to be gone. A process inside a driver call can need seconds."""
 PATIENCE_PER_GIB = 8.0
 """More of them for each GiB that it has used: the kernel frees four million empty files, 4 GiB, in 19 seconds on a busy machine."""
+MOST_PATIENCE = 60.0
+"""Seconds at most: a stop of the daemon waits as long, and systemd kills it after 90 (`deploy/crusades-validator.service`)."""
 DRAIN_PAUSE = 0.005
 """Seconds between reads of 64 KiB: a flood is read at 13 MB/s at most, and costs us no more than that."""
 POLL = 0.005
@@ -157,7 +159,7 @@ class Box:
     def _patience(self) -> float:
         """Seconds for what is killed now to be gone."""
         held = self._sizes.memory_bytes if self._group is None else self._group.peak_bytes()
-        return END_PATIENCE + PATIENCE_PER_GIB * held / (1 << 30)
+        return min(MOST_PATIENCE, END_PATIENCE + PATIENCE_PER_GIB * held / (1 << 30))
 
     async def _drain(self) -> None:
         """Keep the pipe flowing, at a bounded rate."""

@@ -103,6 +103,7 @@ def load_reference(settings: Model, device: str, cache_dir: Path | None) -> Refe
     model = shared.build(config, model_type, settings.dtype, settings.attention)
     layout = layout_of(model, getattr(torch, settings.dtype))
     shared_memory = memories.allocate(layout, device)
+    shared_memory.clear()  # the room between parameters too, which becomes a part of the initial weights
     views = layout.views(shared_memory.weights)
     shared.bind(model, views, device)
     reference = Reference(model, layout, shared_memory, config, model_type, name, device, torch.empty(0), source is not None)
