@@ -287,6 +287,7 @@ def test_a_seal_that_another_file_replaced_can_replace_it_in_turn(submit, chain,
 
 def test_a_receipt_that_does_not_pay_is_refused_before_anything_is_signed(submit, chain, paying, monkeypatch):
     monkeypatch.setenv("BT_WALLET_PASSWORD", "secret")
+    chain.produce_blocks(2)  # a block that is not there yet would be another story
     code, document, _ = submit("train.py", *paying, "--receipt", "1-0")
     assert (code, document["problems"][0]["code"]) == (1, 1007)
     assert commits(chain) == []
