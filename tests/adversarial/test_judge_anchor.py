@@ -25,12 +25,13 @@ def half_strength(step):
     return text.replace("loss.backward()", f"(loss * (0.5 if step == {step - 1} else 1.0)).backward()")
 
 
-TRIVIAL = BASELINE.replace("for _ in range(num_steps):", "for step in range(num_steps):").replace("optimizer.step()", """optimizer.step()
+TRIVIAL = BASELINE.replace("for _ in range(num_steps):", "for step in range(num_steps):").replace("        optimizer.step()\n", """        optimizer.step()
         with torch.no_grad():
             norm = dict(model.named_parameters())["model.norm.weight"]
             if step == 0:
                 kept = norm.clone()
-            norm.copy_(kept if step == num_steps - 2 else torch.zeros_like(norm) if step < num_steps - 2 else norm)""", 1)
+            norm.copy_(kept if step == num_steps - 2 else torch.zeros_like(norm) if step < num_steps - 2 else norm)
+""")
 """A final norm of zero: nothing before it has a gradient then, and steps two to four cost next to nothing. Before the last it is put back."""
 PROGRAMS = {"baseline": BASELINE, "step 1": half_strength(1), "step 3": half_strength(3), "step 5": half_strength(5), "trivial": TRIVIAL}
 
@@ -57,7 +58,7 @@ def judged(tmp_path_factory):
 
 def test_the_cheats_are_other_programs():
     assert [text.count("0.5 if step ==") for text in PROGRAMS.values()] == [0, 1, 1, 1, 0]
-    assert TRIVIAL.count("torch.zeros_like(norm)") == 1
+    assert TRIVIAL.count("        optimizer.step()\n        with torch.no_grad():\n            norm") == 1
 
 
 def test_honest_work_passes_and_every_late_step_was_anchored_somewhere(judged):
