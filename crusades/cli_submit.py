@@ -102,8 +102,8 @@ class _Submit:
 
     def _is_committed(self, hotkey: str) -> bool:
         """Whether what lies at this address seems to be committed already, so that it is only followed: that waits for nothing else."""
-        ours = (t for t in self.tickets.all() if (t.genesis, t.netuid, t.hotkey, t.payload.url) == (self.chain.genesis, self.chain.netuid, hotkey, self.arguments.url))
-        return any(ticket.commit_block is not None and not ticket.over for ticket in ours)
+        ours = self.tickets.of(self.chain.genesis, self.chain.netuid, hotkey)
+        return any(t.payload.url == self.arguments.url and t.commit_block is not None and not t.over for t in ours)
 
     def _unlock(self) -> None:
         """The coldkey is opened after consent, and only to pay."""
@@ -150,7 +150,7 @@ class _Submit:
 
     def _is_anothers(self, block: int | None, ticket: Ticket) -> bool:
         """Whether the seal in this block is not this ticket's for certain."""
-        others = [t for t in self.tickets.all() if (t.genesis, t.netuid, t.hotkey) == (ticket.genesis, ticket.netuid, ticket.hotkey) and t != ticket]
+        others = [t for t in self.tickets.of(ticket.genesis, ticket.netuid, ticket.hotkey) if t != ticket]
         return block is not None and (not ticket.may_be_in(block) or any(t.commit_block == block for t in others))
 
     def _explain(self, seen: Preflight) -> None:

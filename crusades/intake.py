@@ -34,7 +34,7 @@ FIRST_RETRY, MOST_RETRY = 15.0, 900.0
 """Seconds between attempts at a host that cannot be asked: doubled from the first to the most."""
 WAIT_FOR_EARLIER = 5.0
 """Seconds until one that waits for what becomes of an earlier one is looked at again."""
-NOTE_EVERY, MOST_GAP = 1800.0, 2 * (1800.0 + 900.0)
+NOTE_EVERY, MOST_GAP = 1800.0, 2 * (1800.0 + MOST_RETRY)
 """Seconds between the failures that are written down, and between two of them at most when we have asked all the time."""
 
 ASK_AGAIN = (1.0, 5.0, 30.0)

@@ -226,13 +226,12 @@ async def settle(chain: Chain, ticket: Ticket, tickets: Tickets) -> Ticket:
 async def settle_all(chain: Chain, tickets: Tickets, hotkey: str) -> None:
     """`settle` for all submissions of a hotkey, of whatever file: until it is known what became of them nothing new is paid, since
     a fee on its way pays for the next submission too, and nothing new is committed, since of two only the later one lives."""
-    for ticket in tickets.all():
-        if (ticket.genesis, ticket.netuid, ticket.hotkey) == (chain.genesis, chain.netuid, hotkey):
-            try:
-                await settle(chain, ticket, tickets)
-            except Unresolved as error:
-                raise Unresolved(f"{error}; it belongs to {ticket.payload.url}, whose ticket is {tickets.path(ticket)}: remove that only if you know that it never "
-                                 "comes, as on a chain that was started anew", error.sent) from error
+    for ticket in tickets.of(chain.genesis, chain.netuid, hotkey):
+        try:
+            await settle(chain, ticket, tickets)
+        except Unresolved as error:
+            raise Unresolved(f"{error}; it belongs to {ticket.payload.url}, whose ticket is {tickets.path(ticket)}: remove that only if you know that it never "
+                             "comes, as on a chain that was started anew", error.sent) from error
 
 
 async def _settled_fee(chain: Chain, ticket: Ticket, sent: Sent) -> Ticket:

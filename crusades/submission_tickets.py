@@ -86,10 +86,14 @@ class Tickets:
                 continue
         return sorted(found, key=lambda t: -t.created_at)
 
+    def of(self, genesis: str, netuid: int, hotkey: str) -> list[Ticket]:
+        """Those of one hotkey on one chain, newest first."""
+        return [ticket for ticket in self.all() if (ticket.genesis, ticket.netuid, ticket.hotkey) == (genesis, netuid, hotkey)]
+
     def unfinished(self, genesis: str, netuid: int, hotkey: str, payload: Payload | None = None) -> Ticket | None:
         """The newest ticket of this hotkey on this chain that is not over (for this file, when given): what `--wait` goes on with."""
-        for ticket in self.all():
+        for ticket in self.of(genesis, netuid, hotkey):
             same = payload is None or (ticket.payload.sha256, ticket.payload.url) == (payload.sha256, payload.url)
-            if same and not ticket.over and (ticket.genesis, ticket.netuid, ticket.hotkey) == (genesis, netuid, hotkey):
+            if same and not ticket.over:
                 return ticket
         return None
