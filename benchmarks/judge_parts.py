@@ -13,7 +13,7 @@ import torch
 
 from crusades import hparams
 from crusades.bench.referee import audit as audits
-from crusades.bench.referee.anchor import Claims, Keeper, Kept, compare
+from crusades.bench.referee.anchor import Claims, Keeper, Kept, compare, out_of_reach
 from crusades.bench.referee.columns import ColumnTaps
 from crusades.bench.referee.data import open_corpus
 from crusades.bench.referee.desk import expected_of
@@ -63,6 +63,7 @@ def main() -> None:
         reader.read(row)
     print(f"{sorted(reader.read_seconds)[len(reader.read_seconds) // 2]:8.4f} s  a read", flush=True)
     expected = timed("what is expected, to the device", expected_of, exam, given.device)
+    timed("where the coordinates stand", exam.standing, profile.steps - 1, repeat=2)
     timed("audit", audits.audit, reader.result(), expected, adam, profile.audit.group_min, repeat=2)
     keeper = timed("buffers of anchors", Keeper, reference, profile)
     timed("measure the pauses", keeper.settle, repeat=2)
@@ -72,7 +73,9 @@ def main() -> None:
     kept = Kept(1, profile.steps - 1, exam, initial, initial, none, torch.stack([none, none]), Claims(0.0, exam.logits), ())
     torch.cuda.empty_cache() if given.device == "cuda" else None
     timed("a host buffer for weights", host_buffer, reference.layout.elements, reference.layout.dtype, given.device, repeat=2)
-    timed("one anchored step", compare, kept, reference, profile, expected, adam, repeat=3)
+    held = timed("initial weights at hand", keeper.at_hand, initial, repeat=2)
+    timed("whether all weights are in reach", out_of_reach, reference.memory.weights, held, adam, profile.steps - 1, repeat=2)
+    timed("one anchored step", compare, kept, held, reference, profile, expected, adam, repeat=3)
     if given.kernels:
         kinds = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if given.device == "cuda" else [])]
         with torch.profiler.profile(activities=kinds) as trace:

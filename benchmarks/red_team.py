@@ -169,7 +169,7 @@ def judged(w: World, cheat: Cheat) -> Iterator[tuple[str, Any]]:
     yield "the run", verdict.judge(found, w.profile.limits)
     for step, weights in copies.items():
         kept = Kept(0, step, w.exam, weights, w.initial, reads.weights[step].cpu(), reads.exp_avg[step : step + 2], Claims(0.0, logits), tuple(found))
-        yield f"step {step + 1}, anchored", verdict.judge([*found, *compare(kept, w.reference, w.profile, expected, adam)], w.profile.limits)
+        yield f"step {step + 1}, anchored", verdict.judge([*found, *compare(kept, w.initial, w.reference, w.profile, expected, adam)], w.profile.limits)
 
 
 def main() -> None:

@@ -1,6 +1,5 @@
 """An anchored step is compared at the contestant's own weights: drift before it does not count, shirking in it does."""
 
-from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -92,7 +91,7 @@ def test_several_runs_are_compared_one_after_the_other(lab, reference, profile):
     kept = Kept(0, last, exam, weights, lab.initial, before, after, CLAIMS, ())
     adam = Adam(**optimizer_settings(profile))
     for _ in range(2):
-        found = {m.name: m.values[-1] for m in compare(kept, reference, profile, expected_of(exam, "cpu"), adam)}
+        found = {m.name: m.values[-1] for m in compare(kept, kept.initial, reference, profile, expected_of(exam, "cpu"), adam)}
         assert found["anchor_gradient_error"] < 1e-5
 
 
@@ -104,7 +103,7 @@ def test_weights_that_are_swapped_between_read_and_copy_are_named(lab, reference
     reader.read(last)
     swapped = reference.memory.weights.clone().mul_(1.001)
     kept = Kept(0, last, exam, swapped, lab.initial, reader.result().weights[last], torch.zeros(2, len(exam.sample)), CLAIMS, ())
-    found = judge(compare(kept, reference, profile, expected_of(exam, "cpu"), Adam(**optimizer_settings(profile))), {})
+    found = judge(compare(kept, kept.initial, reference, profile, expected_of(exam, "cpu"), Adam(**optimizer_settings(profile))), {})
     assert found.worst == "anchor_weights"
     assert found.words.startswith("step 3: the weights changed while the judge was reading them (anchor_weights ")
 
@@ -122,7 +121,7 @@ def test_a_handful_of_weights_that_make_a_step_trivial_is_out_of_reach(lab, refe
         weights = honest.clone()
         weights[unsampled] = weight
         kept = Kept(0, last, exam, weights, lab.initial, weights[exam.sample.index], torch.zeros(2, len(exam.sample)), CLAIMS, ())
-        found = compare(kept, reference, profile, expected_of(exam, "cpu"), adam)
+        found = compare(kept, kept.initial, reference, profile, expected_of(exam, "cpu"), adam)
         values[name] = next(m.values[last] for m in found if m.name == "anchor_reach")
     assert values == {"honest": 0.0, "poisoned": 1 / len(honest)}
     assert judge(found, {}).worst == "anchor_reach"
@@ -138,16 +137,15 @@ def test_adamw_reaches_no_farther_than_is_allowed_whatever_the_gradients(referen
     settings = {"lr": 1e-4, "betas": (0.9, beta2), "eps": 1e-8, "weight_decay": 0.1}
     optimizer = torch.optim.AdamW([weight], **settings)
     adam = Adam(learning_rate=1e-4, beta1=0.9, beta2=beta2, epsilon=1e-8, weight_decay=0.1)
-    memory = SimpleNamespace(weights=weight.data, exp_avg=torch.empty_like(initial))
     for step in range(1, 6):
         scale = 10.0 ** torch.randint(-8, 3, (40_000,), generator=generator)
         weight.grad = (torch.randn(40_000, generator=generator) * scale).to(dtype)
         optimizer.step()
-        assert out_of_reach(SimpleNamespace(memory=memory), initial, adam, step) == 0.0
+        assert out_of_reach(weight.data, initial, adam, step) == 0.0
     weight.data[7] += 1.0
-    assert out_of_reach(SimpleNamespace(memory=memory), initial, adam, 5) == pytest.approx(1 / 40_000)
+    assert out_of_reach(weight.data, initial, adam, 5) == pytest.approx(1 / 40_000)
     weight.data[8] = float("nan")
-    assert out_of_reach(SimpleNamespace(memory=memory), initial, adam, 5) == pytest.approx(2 / 40_000)
+    assert out_of_reach(weight.data, initial, adam, 5) == pytest.approx(2 / 40_000)
 
 
 def test_the_result_is_compared_at_the_contestants_own_weights_behind_drift(lab):
@@ -183,7 +181,7 @@ def test_only_the_last_step_has_a_result(lab, reference, profile):
     exam = lab.exam
     for step, has in ((1, False), (STEPS - 1, True)):
         kept = Kept(0, step, exam, lab.initial, lab.initial, exam.weights[0], torch.zeros(2, len(exam.sample)), CLAIMS, ())
-        names = {m.name for m in compare(kept, reference, profile, expected_of(exam, "cpu"), Adam(**optimizer_settings(profile)))}
+        names = {m.name for m in compare(kept, kept.initial, reference, profile, expected_of(exam, "cpu"), Adam(**optimizer_settings(profile)))}
         assert ("anchor_final_logits" in names) is has
 
 
@@ -234,6 +232,7 @@ def test_a_keeper_keeps_as_many_runs_as_asked_with_the_moments_around_their_step
         reference.memory.weights.fill_(float(run))
         for step in range(STEPS):
             anchor.before(step)
+        keeper.copy_out()
         keeper.keep(anchor, lab.exam, lab.initial, Reads(moments, moments, moments), [], CLAIMS)
     assert {kept.run: kept.step for kept in keeper.kept} == chosen
     assert len(chosen) == 2
@@ -258,6 +257,8 @@ def test_a_single_scored_run_is_anchored_and_so_is_its_warm_up(reference, profil
 
 def one_run(keeper, lab, **repeats):
     anchor, rows = keeper.anchor(**repeats), torch.zeros(STEPS + 1, 4)
+    anchor.begin()
+    keeper.copy_out()
     keeper.keep(anchor, lab.exam, lab.initial, Reads(rows, rows, rows), [], CLAIMS)
     return anchor
 
@@ -273,16 +274,30 @@ def test_the_repetition_of_a_void_run_takes_its_anchor(reference, profile, lab):
     assert [(k.run, k.step) for k in keeper.kept] == [(2, 2), (6, 1)]
 
 
-def test_after_a_run_as_much_time_passes_whether_something_is_kept_or_not(reference, profile, lab):
+def test_between_two_runs_as_much_time_passes_whether_something_is_kept_or_not(reference, profile, lab):
+    """The next run's clock waits for it, so that audit and restore may go on meanwhile."""
     keeper = Keeper(reference, profile)
     keeper.begin(6)
     keeper._step_of, keeper._rest = {1: 2}, 0.05
-    took = []
-    for _ in range(2):
-        started = now_ns()
-        one_run(keeper, lab)
-        took.append((now_ns() - started) / 1e9)
-    assert min(took) >= 0.05
+    ends = [0]
+    for _ in range(3):
+        anchor = keeper.anchor()
+        anchor.begin()
+        assert now_ns() - ends[-1] >= 0.05e9
+        ends.append(now_ns())
+        keeper.copy_out()
+
+
+def test_initial_weights_are_at_hand_where_the_copies_were(reference, profile):
+    keeper = Keeper(reference, profile)
+    one, other = torch.full_like(reference.initial, 1.0), torch.full_like(reference.initial, 2.0)
+    assert [float(keeper.at_hand(initial)[-1]) for initial in (one, one, other)] == [1.0, 1.0, 2.0]
+    keeper.begin(6)
+    anchor = keeper.anchor()
+    anchor.kept = {1: keeper._buffer}
+    reference.memory.weights.fill_(3.0)
+    anchor.copy(1)
+    assert float(keeper.at_hand(other)[0]) == 2.0, "a run has used the buffer since"
 
 
 def test_pauses_are_longer_than_the_copies_they_hide(reference, profile):

@@ -12,6 +12,7 @@ from crusades.bench.referee.data import SyntheticCorpus, TokenCorpus
 from crusades.bench.referee.dice import Dice
 from crusades.bench.referee.exam import prepare_exam
 from crusades.bench.referee.layout import draw_sample, kind_of, layer_of, layout_of
+from crusades.bench.referee.measured import BEFORE, BODY, SEEN, UNSEEN
 from crusades.bench.referee.models import load_reference
 from crusades.bench.referee.pool import ExamPool
 from crusades.errors import ConfigError, RefereeFault
@@ -63,6 +64,21 @@ def test_a_sequence_column_is_the_gradient_of_that_sequence_alone(reference, cor
         view.copy_(parameter.grad)
     reference.model.zero_grad(set_to_none=True)
     assert torch.allclose(exam.columns[0, 1], flat[exam.sample.index[exam.plan.chosen]], rtol=1e-3, atol=1e-7)
+
+
+def test_coordinates_are_told_apart_by_the_tokens_of_each_steps_batch(reference, corpus, profile):
+    exam = prepare_exam(reference, corpus, profile, reference.initial)
+    embedding = next(s for s in reference.layout.specs if s.shape[0] == reference.vocabulary)
+    inside = (exam.sample.index >= embedding.offset) & (exam.sample.index < embedding.offset + embedding.shape[0] * embedding.shape[1])
+    tokens = (exam.sample.index - embedding.offset) // embedding.shape[1]
+    first, second = (torch.from_numpy(exam.batches[step]).flatten() for step in (0, 1))
+    for step, now, before in ((0, first, first[:0]), (1, second, first)):
+        stands = exam.standing(step)
+        assert torch.equal(stands == BODY, ~inside)
+        assert torch.equal(stands == SEEN, inside & torch.isin(tokens, now))
+        assert torch.equal(stands == BEFORE, inside & torch.isin(tokens, before) & ~torch.isin(tokens, now))
+        assert torch.equal(stands == UNSEEN, inside & ~torch.isin(tokens, torch.cat([now, before])))
+        assert min(int((stands == place).sum()) for place in (BODY, SEEN, UNSEEN)) > 100
 
 
 def test_the_reference_may_stop_after_the_first_step(reference, corpus, profile):

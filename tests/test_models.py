@@ -89,9 +89,12 @@ def test_the_parts_of_every_family_add_up_to_the_gradient(reference, profile, ex
             assert torch.allclose(exam.columns[step, first:last].sum(0), whole, rtol=1e-3, atol=1e-6)
 
 
-def test_every_matrix_but_learned_positions_carries_columns(reference, exam):
+def test_every_matrix_of_the_blocks_carries_columns_and_none_of_the_vocabulary_does(reference, exam):
     matrices = {s.name for s in reference.layout.specs if len(s.shape) == 2 and not any(w in s.name for w in ("wpe", "embed_positions"))}
-    assert matrices <= exam.plan.slices.keys()
+    of_vocabulary = {s.name for s in reference.layout.specs if s.shape[0] == reference.vocabulary}
+    assert of_vocabulary
+    assert matrices - of_vocabulary <= exam.plan.slices.keys()
+    assert not of_vocabulary & exam.plan.slices.keys()
 
 
 def test_honest_work_is_near_zero_and_missing_work_is_not(reference, profile, exam):

@@ -20,6 +20,7 @@ import functools
 import hashlib
 import itertools
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -53,8 +54,10 @@ class Anchor:
     """Copies at step boundaries during one run; those before the steps of `kept` (step → flat buffer) stay. Every one lasts
     `pause` seconds, or a little longer where the contestant keeps the device busy."""
 
-    def __init__(self, reference: Reference, steps: range, kept: dict[int, torch.Tensor], pause: float = 0.0) -> None:
+    def __init__(self, reference: Reference, steps: range, kept: dict[int, torch.Tensor], pause: float = 0.0, begin: Callable[[], None] | None = None) -> None:
         self._flat, self._steps, self.kept, self._pause = reference.memory.weights, steps, kept, pause
+        self.begin = begin or (lambda: None)
+        """Call before the clock starts: what the run before left has to be out of the way."""
         self._waste = torch.empty(min(len(self._flat), CHUNK_ELEMENTS), dtype=self._flat.dtype, device=self._flat.device)
 
     def before(self, step: int) -> float:
@@ -119,11 +122,17 @@ class Keeper:
         self.kept: list[Kept] = []
         self._place, self._turn, self._step_of = 0, -1, dict[int, int]()
         self.pause = self._rest = 0.0
+        self._copying = 0
+        self._stream = torch.cuda.Stream() if reference.device == "cuda" else None
+        self._held: torch.Tensor | None = None
+        """Of which the buffer is a copy."""
 
     def settle(self) -> None:
         """Measure on the idle device how long copies take: from now on every pause lasts as long."""
         if self._buffer is None:
             return
+        self._finish()
+        self._held = None
         first, device = self._steps[0], self._reference.device
         either = (Anchor(self._reference, self._steps, kept) for kept in ({}, {first: self._buffer}))
         self.pause = PAUSE_ROOM * max(slowest(functools.partial(anchor.copy, first), device) for anchor in either)
@@ -132,6 +141,7 @@ class Keeper:
 
     def begin(self, runs: int) -> None:
         """A contestant that is to make `runs` runs, a warm-up first: draw the secret choice."""
+        self._finish()
         self.kept.clear()
         self._place, self._turn = 0, -1
         dice = secrets.SystemRandom()
@@ -149,23 +159,49 @@ class Keeper:
         else:
             self._turn += 1
         step = self._step_of.get(self._turn)
-        return Anchor(self._reference, self._steps, {} if step is None else {step: self._buffer}, self.pause)
+        self._held = None
+        return Anchor(self._reference, self._steps, {} if step is None else {step: self._buffer}, self.pause, self._finish)
+
+    def copy_out(self) -> None:
+        """After a run: begin to copy what it may have left to the host, while it is audited and the next one is made ready. The
+        same is copied when nothing is to be kept, and it is never over sooner: nobody can tell."""
+        if self._buffer is None:
+            return
+        self._copying = now_ns()
+        if len(self.kept) < len(self._host):
+            with torch.cuda.stream(self._stream):  # nothing on a CPU, where the copy is over when it returns
+                self._host[len(self.kept)].copy_(self._buffer, non_blocking=True)
+
+    def _finish(self) -> None:
+        if self._copying:
+            if self._stream is not None:
+                self._stream.synchronize()
+            hold(self._copying, self._rest)
+            self._copying = 0
 
     def keep(self, anchor: Anchor | None, exam: Exam, initial: torch.Tensor, reads: Reads, measured: list[Measured], claims: Claims) -> None:
-        """After a run from `initial` that passed so far. Lasts as long after a run of which nothing is kept."""
+        """After a run from `initial` that passed so far, and after `copy_out`."""
         if anchor is None:
             return
-        started, number, self._place = now_ns(), self._place, self._place + 1
-        for step, weights in anchor.kept.items():
-            copy, read, moments = self._host[len(self.kept)].copy_(weights), reads.weights[step].cpu(), reads.exp_avg[step : step + 2].cpu()
-            self.kept.append(Kept(number, step, exam, copy, initial, read, moments, claims, tuple(measured)))
-        hold(started, self._rest)
+        number, self._place = self._place, self._place + 1
+        for step in anchor.kept:
+            read, moments = reads.weights[step].cpu(), reads.exp_avg[step : step + 2].cpu()
+            self.kept.append(Kept(number, step, exam, self._host[len(self.kept)], initial, read, moments, claims, tuple(measured)))
+
+    def at_hand(self, initial: torch.Tensor) -> torch.Tensor:
+        """`initial` (elements,) on the device, where the copies of a run were: only when no contestant exists."""
+        self._finish()
+        assert self._buffer is not None
+        if self._held is not initial:
+            self._held = initial
+            self._buffer.copy_(initial)
+        return self._buffer
 
 
-def compare(kept: Kept, reference: Reference, profile: Profile, expected: audits.Expected, adam: Adam) -> list[Measured]:
+def compare(kept: Kept, initial: torch.Tensor, reference: Reference, profile: Profile, expected: audits.Expected, adam: Adam) -> list[Measured]:
     """The anchored step's statistics, 0 in every other step. Trains nothing, but uses the shared memory and the model: only when no contestant exists.
 
-    `expected` is the exam's; its gradient and columns are replaced by those at the contestant's weights, with cells of its own.
+    `initial` is `kept.initial`, here or on the device; `expected` is the exam's; its gradient and columns are replaced by those at the contestant's weights, with cells of its own.
     Those weights were copied after they were read: `anchor_weights` is the share of coordinates that changed in between, for a
     copy of other weights would make other weights' gradient right. `anchor_reach` is the share of *all* weights that are where
     AdamW cannot have brought them: a few hundred that were never sampled could make a step's true gradient trivial. After the
@@ -174,12 +210,13 @@ def compare(kept: Kept, reference: Reference, profile: Profile, expected: audits
     exam, last = kept.exam, kept.step == profile.steps - 1
     changed = audits.share(kept.weights[exam.sample.index] != kept.read)
     reference.restore(kept.weights)
-    astray = out_of_reach(reference, kept.initial, adam, kept.step)
+    astray = out_of_reach(reference.memory.weights, initial, adam, kept.step)
     pass_ = ReferencePass(reference, profile, exam.sample, exam.plan, exam.logit_rows, exam.logit_columns)
     parts = fine_parts(exam, kept.step, profile, reference.device)
     gradient, columns = pass_.gradient(exam.batches[kept.step], parts, last=last)
     reference.model.zero_grad(set_to_none=True)
-    own = dataclasses.replace(expected, gradient=gradient[None], columns=columns[None], families=parts.families, part_names=parts.names)
+    own = dataclasses.replace(expected, gradient=gradient[None], columns=columns[None], families=parts.families, part_names=parts.names,
+                              standing=exam.standing(kept.step).to(reference.device)[None])  # fmt: skip
     found = audits.anchored(kept.exp_avg.to(reference.device), own, adam, profile.steps, profile.audit.group_min)
     found = [Measured("weights", (changed,), ("",)), Measured("reach", (astray,), ("",)), *found]
     found = [Measured(PREFIX + m.name, _at(kept.step, profile.steps, m.values[0], 0.0), _at(kept.step, profile.steps, m.where[0], "")) for m in found]
@@ -193,18 +230,15 @@ REACH = 2.0
 √(Σ aᵢ²/bᵢ) over the shares a, b that step i has in m̂ and v̂, which is 1.003 in step 5 (β₁ 0.9, β₂ 0.95) and 1.011 (β₂ 0.999)."""
 
 
-def out_of_reach(reference: Reference, initial: torch.Tensor, adam: Adam, steps: int) -> float:
-    """The share of the weights in the shared memory that are farther from `initial` (elements,) than `steps` of AdamW can carry
-    them, their rounding and decay counted. Uses the memory of the first moment, and leaves it zero."""
-    weights, first = reference.memory.weights, reference.memory.exp_avg
-    first.copy_(initial)
+def out_of_reach(weights: torch.Tensor, initial: torch.Tensor, adam: Adam, steps: int) -> float:
+    """The share of `weights` (elements,) that are farther from `initial` than `steps` of AdamW can carry them, their rounding
+    and decay counted. `initial` may be elsewhere."""
     moved, eps = REACH * steps * adam.learning_rate, torch.finfo(weights.dtype).eps + adam.learning_rate * abs(adam.weight_decay)
     astray = 0
     for start in range(0, len(weights), CHUNK_ELEMENTS // 4):
-        now, then = (flat[start : start + CHUNK_ELEMENTS // 4].float() for flat in (weights, first))
-        within = (now - then).abs_() <= then.abs_().add_(moved).mul_(steps * eps).add_(moved)
+        now, then = (flat[start : start + CHUNK_ELEMENTS // 4].to(weights.device).float() for flat in (weights, initial))
+        within = (now - then).abs_() <= then.abs().add_(moved).mul_(steps * eps).add_(moved)
         astray += int((~within).sum())  # what is no number is not within
-    first.zero_()
     return astray / len(weights)
 
 

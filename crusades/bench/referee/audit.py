@@ -9,6 +9,9 @@ compared with the reference's ĝ_s in units of D = 1 / (√v̂ + ε), so that ev
 not known and for some statistics always, of its tensor's rms (`_even`). Noise of honest arithmetic is random; a shortcut lacks what the skipped work would have added. So, besides the error of g_s, it
 is regressed on the reference's gradients of the *parts* of the step: honest work has coefficient 1 for every part.
 
+Embedding and head have statistics of their own, and no part in those of groups and parts: rounding is largest in the rows of
+tokens that are in the batch, and smallest in those of tokens that no batch had, where a sampled softmax shows.
+
 Every statistic is a vector over the steps, oriented so that larger is worse and honest work is near 0. Limits come from
 `calibrate` (design.md §2.1), never from a hand.
 """
@@ -20,9 +23,9 @@ import math
 import torch
 
 from crusades.bench.referee.arithmetic import arithmetic
-from crusades.bench.referee.measured import Adam, Expected, Measured, Reads, per_step, share
+from crusades.bench.referee.measured import BODY, SEEN, UNSEEN, Adam, Expected, Measured, Reads, per_step, share
 
-__all__ = ["Adam", "Expected", "Measured", "Reads", "anchored", "audit", "gradients", "share", "solve"]
+__all__ = ["BODY", "SEEN", "UNSEEN", "Adam", "Expected", "Measured", "Reads", "anchored", "audit", "gradients", "share", "solve"]
 
 STRONG = 1.0
 """A coordinate is strong in a step when |D·ĝ| (or what stands for D) is at least this many times its rms: noise seldom changes it by much."""
@@ -56,7 +59,7 @@ def audit(reads: Reads, expected: Expected, adam: Adam, group_min: int) -> list[
     g, even = gradients(reads.exp_avg[: known + 1], adam.beta1), _even(expected)
     scale = even if expected.exp_avg_sq is None else _scale(expected.exp_avg_sq, adam, steps)
     scaled, ref = g * scale, expected.gradient * scale
-    found = [*_of_gradients(g, scale, even, expected, group_min), per_step("stale_gradient", known, lambda s: (_stale(scaled[s], ref, s), "")), *_update(reads, expected)]
+    found = [*_of_gradients(g, scale, even, expected, group_min), _unseen_moments(reads.exp_avg[: known + 1], expected, adam, group_min), per_step("stale_gradient", known, lambda s: (_stale(scaled[s], ref, s), "")), *_update(reads, expected)]
     return [_initial(reads, expected), *(_padded(m, steps) for m in found), *arithmetic(reads, adam)]
 
 
@@ -77,7 +80,7 @@ def anchored(exp_avg: torch.Tensor, expected: Expected, adam: Adam, steps: int, 
     (1, parts, c) are those at the contestant's own weights; `steps` is how many the exam has (its v̂ is the unit, if it is known)."""
     even = _even(expected)
     scale = even if expected.exp_avg_sq is None else _scale(expected.exp_avg_sq, adam, steps)
-    return _of_gradients(gradients(exp_avg, adam.beta1), scale, even, expected, group_min)
+    return [*_of_gradients(gradients(exp_avg, adam.beta1), scale, even, expected, group_min), _unseen_moments(exp_avg, expected, adam, group_min)]
 
 
 def _scale(exp_avg_sq: torch.Tensor, adam: Adam, steps: int) -> torch.Tensor:
@@ -103,29 +106,74 @@ def _even(expected: Expected) -> torch.Tensor:
 def _of_gradients(plain: torch.Tensor, scale: torch.Tensor, even: torch.Tensor, expected: Expected, group_min: int) -> list[Measured]:
     """What can be said of gradients (S, n) step by step."""
     steps, g, ref = len(plain), plain * scale, expected.gradient * scale
+    body = expected.standing[0] == BODY
+    groups = {partition: (ids[body], names) for partition, (ids, names) in expected.groups.items()}
+    own, true = (gradient[:, body] * even[:, body] for gradient in (plain, expected.gradient))
     return [
         per_step("gradient_error", steps, lambda s: (_relative(g[s], ref[s]), "")),
-        per_step("even_error", steps, lambda s: (_relative(plain[s] * even[s], expected.gradient[s] * even[s]), "")),
-        *_typical(plain, expected, group_min),
         per_step("gradient_projection", steps, lambda s: (_off_one(_projection(g[s], ref[s])), "")),
+        per_step("even_error", steps, lambda s: (_relative(own[s], true[s]), "")),
+        per_step("even_projection", steps, lambda s: (_off_one(_projection(own[s], true[s])), "")),
+        *_typical(own, true, groups, group_min),
         per_step("outliers", steps, lambda s: (_outliers(g[s], ref[s]), "")),
         per_step("silent", steps, lambda s: (_silent(g[s], ref[s]), "")),
-        *_by_group(g, ref, expected, group_min),
+        *_by_group(g[:, body], ref[:, body], groups, group_min),
+        *_of_vocabulary(plain * even, expected.gradient * even, expected.standing, group_min),
         *_attributions(plain, scale, expected),
     ]
 
 
-def _typical(g: torch.Tensor, expected: Expected, group_min: int) -> list[Measured]:
+Groups = dict[str, tuple[torch.Tensor, tuple[str, ...]]]
+
+
+def _of_vocabulary(g: torch.Tensor, ref: torch.Tensor, standing: torch.Tensor, group_min: int) -> list[Measured]:
+    """Error, projection and median error in the rows of tokens that are in a step's batch, and of those that no batch had yet.
+
+    Rows of tokens that only earlier batches had are in neither: what is left of their first moment in bf16 is its rounding.
+    """
+    found = []
+    for name, place in (("seen", SEEN), ("unseen", UNSEEN)):
+        values = []
+        for own, true, stands in zip(g, ref, standing, strict=True):
+            there = (stands == place) & (true != 0)
+            enough = int(there.sum()) >= group_min  # an embedding that is no head has no gradient in rows of tokens that are not there
+            values.append(_three(own[there], true[there]) if enough else (0.0, 0.0, 0.0))
+        for what, column in zip(("error", "projection", "typical_error"), zip(*values, strict=True), strict=True):
+            found.append(Measured(f"{name}_{what}", tuple(column), ("",) * len(g)))
+    return found
+
+
+def _unseen_moments(exp_avg: torch.Tensor, expected: Expected, adam: Adam, group_min: int) -> Measured:
+    """In the rows of tokens that no batch had yet: how far the first moment is from the one that the true gradient makes of the
+    moment before, rounded as it is, in units of what the gradient adds to it; means of absolute values. `exp_avg` (S + 1, n).
+
+    In bf16 the rounding of an old moment hides a small new gradient. Rounded alike, both come out the same but where the
+    difference crosses a boundary, and on average that happens as often as the difference is large: no rounding is left in it.
+    """
+    values = []
+    for before, after, true, stands in zip(exp_avg, exp_avg[1:], expected.gradient, expected.standing, strict=False):
+        there = (stands == UNSEEN) & (true != 0)
+        old, added = before[there].float() * adam.beta1, true[there] * (1 - adam.beta1)
+        off = (after[there].float() - (old + added).to(exp_avg.dtype).float()).abs()
+        values.append(float(off.mean() / added.abs().mean()) if len(off) >= group_min else 0.0)
+    return Measured("unseen_moment_error", tuple(values), ("",) * len(values))
+
+
+def _three(own: torch.Tensor, true: torch.Tensor) -> tuple[float, float, float]:
+    return _relative(own, true), _off_one(_projection(own, true)), _median((own - true).abs() / true.abs())
+
+
+def _typical(g: torch.Tensor, ref: torch.Tensor, groups: Groups, group_min: int) -> list[Measured]:
     """The median over coordinates of |g − ĝ| / |ĝ|: of all, and of the worst layer and kind.
 
     A median has no tail, so honest work varies little in it from exam to exam; whatever leaves a little out of every
     coordinate (filtered, lowered, sub-sampled work) moves it.
     """
-    off = (g - expected.gradient).abs() / expected.gradient.abs()
-    off = off.masked_fill(expected.gradient == 0, -1.0)  # no share of nothing; sorted out below
+    off = (g - ref).abs() / ref.abs()
+    off = off.masked_fill(ref == 0, -1.0)  # no share of nothing; sorted out below
     found = [per_step("typical_error", len(g), lambda s: (_median(off[s]), ""))]
     for partition in ("layer", "kind"):
-        ids, names = expected.groups[partition]
+        ids, names = groups[partition]
         judged = [i for i, count in enumerate(torch.bincount(ids, minlength=len(names)).tolist()) if count >= group_min]
         values = [[_median(row[ids == i]) for i in judged] for row in off]
         worst = [max(range(len(row)), key=lambda i: math.inf if math.isnan(row[i]) else row[i], default=None) for row in values]
@@ -173,10 +221,10 @@ def _silent(g: torch.Tensor, ref: torch.Tensor) -> float:
 # ------------------------------------------------------------------------------------------------ layers, kinds, tensors
 
 
-def _by_group(g: torch.Tensor, ref: torch.Tensor, expected: Expected, group_min: int) -> list[Measured]:
+def _by_group(g: torch.Tensor, ref: torch.Tensor, groups: Groups, group_min: int) -> list[Measured]:
     """For each partition of the coordinates: the worst group's error and the worst group's projection, per step."""
     found = []
-    for partition, (ids, names) in expected.groups.items():
+    for partition, (ids, names) in groups.items():
         count = torch.bincount(ids, minlength=len(names))
         judged = count >= group_min
         error, projection, silent = _group_sums(g, ref, ids, len(names))

@@ -21,7 +21,7 @@ import torch
 from crusades.bench.inside.model import build
 from crusades.bench.referee import limits as bounds
 from crusades.bench.referee.calibration_report import report
-from crusades.bench.referee.data import open_corpus
+from crusades.bench.referee.data import Corpus, open_corpus
 from crusades.bench.referee.exam import Exam, prepare_exam
 from crusades.bench.referee.lab import Lab, State, copies_for
 from crusades.bench.referee.layout import Layout, layer_of, layout_of
@@ -91,8 +91,7 @@ def calibrate(config: CalibrateConfig) -> bool:
         if _late(config, started):
             complete = False
             break
-        initial = reference.redraw(1000 + number, initial)
-        exam = prepare_exam(reference, corpus, config.profile, initial, hashlib.sha256(f"calibrate {number}".encode()).digest()[:16])
+        exam, initial = exam_of(reference, corpus, config.profile, number, initial)
         config.on_progress(f"exam {number}: {exam.seconds:.1f} s; {len(missing)} variants to measure")
         states = _shared_start(reference, config, exam, initial, missing) if not copies else {}
         for variant in missing:
@@ -108,6 +107,12 @@ def calibrate(config: CalibrateConfig) -> bool:
     if any(r.population == "honest" and not r.error for r in done):
         write_report(config, done, population(config, reference.layout, reference.config, SIZES), header_of(config))
     return complete
+
+
+def exam_of(reference: Reference, corpus: Corpus, profile: Profile, number: int, into: torch.Tensor | None = None) -> tuple[Exam, torch.Tensor]:
+    """Exam `number` of every calibration, and its initial weights (in `into`, if given)."""
+    initial = reference.redraw(1000 + number, into)
+    return prepare_exam(reference, corpus, profile, initial, hashlib.sha256(f"calibrate {number}".encode()).digest()[:16]), initial
 
 
 def rewrite(config: CalibrateConfig) -> None:

@@ -5,9 +5,10 @@ from the forward pass and meets the output gradient dY in the backward pass; at 
 the sum by *parts* (sequences, secret position cells, slices). So one ordinary backward pass yields every column of
 every family, with no pass of its own; the parts of a family add up to the gradient.
 
-Parts are given by an indicator (parts, tokens) of zeros and ones. Tapped: nn.Linear (weight and bias), the embedding of
-the tokens, and transformers' Conv1D. Other parameters (norms, learned positions, which one look-up serves for all sequences)
-have no columns and take part in the per-layer statistics alone.
+Parts are given by an indicator (parts, tokens) of zeros and ones. Tapped: nn.Linear (weight and bias) and transformers'
+Conv1D, but for the head. Other parameters (norms, learned positions, which one look-up serves for all sequences) have no columns
+and take part in the per-layer statistics alone; embedding and head have statistics of their own, because what bf16 makes of the
+rows of a batch's tokens is several times the noise of everything else (docs/log.md, 2026-11-26).
 """
 
 from __future__ import annotations
@@ -39,16 +40,13 @@ class ColumnPlan:
 
 
 def _tapped(model: nn.Module) -> list[tuple[nn.Module, str, str]]:
-    """(module, leaf, parameter name) of everything that can be split by position; a tied parameter appears once per use."""
+    """(module, leaf, parameter name) of everything that can be split by position, the head not counted."""
     from transformers.pytorch_utils import Conv1D
 
     names = {id(p): n for n, p in model.named_parameters()}
-    found: list[tuple[nn.Module, str, str]] = []
-    tokens = model.get_input_embeddings()  # type: ignore[operator]  # whatever class of transformers it is
-    for module in model.modules():
-        if isinstance(module, nn.Linear | Conv1D) or module is tokens:
-            found += [(module, leaf, names[id(p)]) for leaf, p in module._parameters.items() if p is not None]
-    return found
+    head = model.get_output_embeddings()  # type: ignore[operator]  # whatever class of transformers it is
+    linears = [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
+    return [(m, leaf, names[id(p)]) for m in linears for leaf, p in m._parameters.items() if p is not None]
 
 
 def plan_columns(model: nn.Module, layout: Layout, sample: Sample, wanted: int, dice: Dice) -> ColumnPlan:
@@ -78,8 +76,6 @@ class _Tap:
         """Each token's part of the gradient at this tap's coordinates: (tokens, coordinates), in the dtype of `dy`."""
         if self.kind == "bias":
             return dy[:, self.rows]
-        if self.kind == "embedding":
-            return (x[:, None] == self.rows[None, :]) * dy[:, self.cols]
         if self.kind == "conv1d":
             return x[:, self.rows] * dy[:, self.cols]
         return dy[:, self.rows] * x[:, self.cols]
@@ -103,9 +99,7 @@ class ColumnTaps:
         first, last = plan.slices[spec.name]
         local = (sample.index[plan.chosen[first:last]] - spec.offset).to(self._device)
         width = spec.shape[-1] if len(spec.shape) > 1 else 1
-        kind = "bias" if leaf == "bias" else {"Linear": "linear", "Embedding": "embedding"}.get(type(module).__name__, "conv1d")
-        if kind == "conv1d" and isinstance(module, nn.Linear | nn.Embedding):  # a subclass with another name
-            kind = "linear" if isinstance(module, nn.Linear) else "embedding"
+        kind = "bias" if leaf == "bias" else "linear" if isinstance(module, nn.Linear) else "conv1d"
         return _Tap(kind, local // width, local % width, (first, last))
 
     def __enter__(self) -> ColumnTaps:
@@ -123,9 +117,9 @@ class ColumnTaps:
     def _on_backward(self, module: nn.Module, x: torch.Tensor) -> Callable[[torch.Tensor], None]:
         def hook(dy: torch.Tensor) -> None:
             flat_dy = dy.reshape(-1, dy.shape[-1])
-            flat_x = _looked_up(module, x) if isinstance(module, nn.Embedding) else x.reshape(-1, x.shape[-1])
+            flat_x = x.reshape(-1, x.shape[-1])
             if not flat_dy.is_cuda:  # a card multiplies bf16 and adds in float32; a CPU would add in bf16, and slowly
-                flat_x, flat_dy = (t.float() if t.is_floating_point() else t for t in (flat_x, flat_dy))
+                flat_x, flat_dy = flat_x.float(), flat_dy.float()
             for tap in self._taps[module]:
                 self._accumulate(tap, flat_x, flat_dy)
 
@@ -144,12 +138,6 @@ class ColumnTaps:
         if contributions.dtype == torch.float32:
             return self.indicator @ contributions
         return torch.mm(self.indicator.to(contributions.dtype), contributions, out_dtype=torch.float32)
-
-
-def _looked_up(module: nn.Embedding, x: torch.Tensor) -> torch.Tensor:
-    """The row that each token takes its gradient to; −1 for padding, which torch gives none."""
-    rows = x.reshape(-1)
-    return rows if module.padding_idx is None else rows.masked_fill(rows == module.padding_idx, -1)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ def expected_of(exam: Exam, device: str) -> audits.Expected:
         columns=exam.columns.to(device), chosen=exam.plan.chosen.to(device), families=exam.parts[0].families, part_names=exam.parts[0].names,
         groups={"layer": (groups.layer.to(device), groups.layer_names), "kind": (groups.kind.to(device), groups.kind_names),
                 "tensor": (groups.tensor.to(device), groups.tensor_names)},
+        standing=torch.stack([exam.standing(step) for step in range(len(exam.gradient))]).to(device),
     )  # fmt: skip
 
 
@@ -182,6 +183,7 @@ class Desk:
         anchor = self._keeper.anchor(repeats=order.repeats)
         try:
             outcome = session.run(order.index, exam, initial, anchor, self._allowed_read)
+            self._keeper.copy_out()
             measured = self._measure(outcome, exam)
         except Charged as failure:
             return p.Ran(reason=failure.reason, contestant_gone=failure.gone)
@@ -233,7 +235,7 @@ class Desk:
         self._end_session()
         found = []
         for kept in self._keeper.kept:
-            measured = compare(kept, self._reference, self._profile, expected_of(kept.exam, self._device), self._adam())
+            measured = compare(kept, self._keeper.at_hand(kept.initial), self._reference, self._profile, expected_of(kept.exam, self._device), self._adam())
             audit = verdict.judge([*kept.measured, *measured], self._profile.limits)
             found.append(p.AnchoredRun(place=kept.run, step=kept.step, audit=audit, reason=verdict.reason_of(audit)))
         self._keeper.kept.clear()

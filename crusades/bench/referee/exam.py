@@ -17,8 +17,9 @@ from crusades.bench.inside.model import make_optimizer
 from crusades.bench.referee.columns import ColumnPlan, ColumnTaps, Parts, draw_parts, plan_columns
 from crusades.bench.referee.data import Corpus
 from crusades.bench.referee.dice import Dice
-from crusades.bench.referee.layout import Sample, draw_sample
+from crusades.bench.referee.layout import Sample, draw_sample, vocabulary_rows
 from crusades.bench.referee.loss import losses
+from crusades.bench.referee.measured import BEFORE, BODY, SEEN, UNSEEN
 from crusades.bench.referee.models import Reference
 from crusades.hparams import Profile
 
@@ -48,6 +49,8 @@ class Exam:
     logit_columns: torch.Tensor
     logits: torch.Tensor
     """(rows, columns) float32 of the last step; zeros when the reference did not take it."""
+    rows: torch.Tensor
+    """int64 (n,): the token whose row of embedding or head a coordinate is in, or −1."""
     seconds: float
     first_use_block: int | None = None
     served: set[str] = field(default_factory=set)
@@ -56,6 +59,15 @@ class Exam:
     def whole(self) -> bool:
         """Whether the reference took every step."""
         return len(self.gradient) == len(self.batches)
+
+    def standing(self, step: int) -> torch.Tensor:
+        """uint8 (n,): where the coordinates stand in `step` (0-based), as `measured.Expected` has it."""
+        tokens, before = (torch.from_numpy(batches).flatten() for batches in (self.batches[step], self.batches[:step]))
+        of_token = torch.full((1 + int(max(self.rows.max(), self.batches.max())),), UNSEEN, dtype=torch.uint8)
+        of_token[before], of_token[tokens] = BEFORE, SEEN
+        found, inside = torch.full((len(self.rows),), BODY, dtype=torch.uint8), self.rows >= 0
+        found[inside] = of_token[self.rows[inside]]
+        return found
 
     def may_serve(self, submission_id: str, commit_block: int) -> bool:
         """At most once per submission, and never one committed after the exam's first use."""
@@ -90,7 +102,7 @@ def prepare_exam(reference: Reference, corpus: Corpus, profile: Profile, initial
     return Exam(
         seed=seed, batches=batches, sample=sample, plan=plan, parts=parts, weights=torch.stack(pass_.weights), exp_avg_sq=torch.stack(pass_.exp_avg_sq),
         gradient=torch.stack(pass_.gradients), columns=torch.stack(pass_.columns), losses=tuple(pass_.losses), logit_rows=logit_rows,
-        logit_columns=logit_columns, logits=pass_.logits, seconds=time.monotonic() - started,
+        logit_columns=logit_columns, logits=pass_.logits, rows=vocabulary_rows(reference.layout, sample, reference.vocabulary), seconds=time.monotonic() - started,
     )  # fmt: skip
 
 

@@ -134,7 +134,7 @@ class Lab:
             if step < first:
                 continue
             kept = Kept(0, step, self.exam, weights, self.initial, reads.weights[step].cpu(), reads.exp_avg[step : step + 2], claims, ())
-            for m in compare(kept, self.reference, self.profile, expected, adam):
+            for m in compare(kept, self.initial, self.reference, self.profile, expected, adam):
                 before = found.get(m.name, m)
                 found[m.name] = audits.Measured(m.name, (*before.values[:step], *m.values[step:]), (*before.where[:step], *m.where[step:]))
         return list(found.values())
@@ -206,7 +206,7 @@ class Lab:
             stack.enter_context(sdpa_kernel(getattr(SDPBackend, recipe.attention)))
         if recipe.autocast:
             stack.enter_context(torch.autocast(self.reference.device, dtype=getattr(torch, recipe.autocast)))
-        if recipe.backward_of_linear or recipe.forward_of_linear:
+        if recipe.backward_of_linear or recipe.forward_of_linear or recipe.backward_of_head:
             stack.enter_context(self._edited_linears(recipe))
 
     def _step(self, recipe: Recipe, step: int, optimizer: torch.optim.Optimizer, forward: Callable[..., torch.Tensor]) -> tuple[float, torch.Tensor]:
@@ -294,8 +294,10 @@ class Lab:
 
     @contextlib.contextmanager
     def _edited_linears(self, recipe: Recipe) -> Iterator[None]:
-        linears = [m for n, m in self.reference.model.named_modules() if isinstance(m, nn.Linear) and "lm_head" not in n]
-        forward_edit, backward_edit, lab = recipe.forward_of_linear, recipe.backward_of_linear, self
+        model: Any = self.reference.model
+        head, forward_edit, lab = model.get_output_embeddings(), recipe.forward_of_linear, self
+        linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
+        linears = [m for m in linears if (recipe.backward_of_head if m is head else recipe.backward_of_linear or forward_edit)]
 
         class Edited(torch.autograd.Function):
             @staticmethod
@@ -309,7 +311,8 @@ class Lab:
             def backward(ctx, dy):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
                 x, w = ctx.saved_tensors
                 flat, inputs = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
-                made = backward_edit(lab, lab.step, ctx.module, inputs, flat) if backward_edit else None
+                edit = recipe.backward_of_head if ctx.module is head else recipe.backward_of_linear
+                made = edit(lab, lab.step, ctx.module, inputs, flat) if edit else None
                 dx, dw = made if made is not None else (None, flat.t() @ inputs)
                 dx = flat @ w if dx is None else dx
                 return dx.reshape(x.shape), dw, flat.sum(0) if ctx.bias else None, None

@@ -107,6 +107,20 @@ def draw_sample(layout: Layout, coordinates: int, min_per_tensor: int, dice: Dic
     return Sample(torch.cat(parts), tuple(bounds), _groups(layout, bounds))
 
 
+def vocabulary_rows(layout: Layout, sample: Sample, vocabulary: int) -> torch.Tensor:
+    """int64 (n,): the token id whose row of the embedding or of the head a coordinate is in; −1 where it is in neither."""
+    found = torch.full((len(sample),), -1)
+    for spec, (a, b) in zip(layout.specs, sample.bounds, strict=True):
+        if of_vocabulary(spec, vocabulary):
+            found[a:b] = (sample.index[a:b] - spec.offset) // spec.shape[1]
+    return found
+
+
+def of_vocabulary(spec: ParameterSpec, vocabulary: int) -> bool:
+    """Whether a parameter has a row for every token."""
+    return len(spec.shape) == 2 and spec.shape[0] == vocabulary
+
+
 def _groups(layout: Layout, bounds: list[tuple[int, int]]) -> Groups:
     names = [s.name for s in layout.specs]
     layers = 1 + max((int(m.group(1)) for n in names if (m := _LAYER.search(n))), default=-1)

@@ -17,6 +17,11 @@ class Reads:
     exp_avg_sq: torch.Tensor
 
 
+BODY, SEEN, UNSEEN, BEFORE = range(4)
+"""Of a coordinate in a step: it is in no row of the vocabulary; in the row of a token that is in the step's batch; of a token that
+has been in no batch of the run so far; or of one that was in an earlier one only."""
+
+
 @dataclass(frozen=True)
 class Expected:
     """The exam's side, on the device of the audit. Shapes as in `exam.Exam`, for as many steps as the reference took."""
@@ -31,6 +36,8 @@ class Expected:
     part_names: tuple[str, ...]
     groups: dict[str, tuple[torch.Tensor, tuple[str, ...]]]
     """"layer", "kind", "tensor" → ids (n,) and names."""
+    standing: torch.Tensor
+    """uint8 (S, n): where a coordinate stands in each step, by the tokens of its batch (`BODY` … `BEFORE`)."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ SIZES = (0.005, 0.01, 0.02, 0.05, 0.10, 0.25, 0.50)
 
 Weights = Callable[["Lab", int, torch.Tensor], torch.Tensor]
 """(lab, step, losses (batch, positions)) → loss weights of the same shape; all ones is honest."""
+Backward = Callable[["Lab", int, nn.Linear, torch.Tensor, torch.Tensor], tuple[torch.Tensor | None, torch.Tensor] | None]
+"""(lab, step, module, x (tokens, in), dy (tokens, out)) → (dx or None for the true one, dw), or None for the true backward."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,9 @@ class Recipe:
     weights: Weights | None = None
     edit_gradients: Callable[[Lab, int], None] | None = None
     edit_logit_gradient: Callable[[torch.Tensor], torch.Tensor] | None = None
-    backward_of_linear: Callable[[Lab, int, nn.Linear, torch.Tensor, torch.Tensor], tuple[torch.Tensor | None, torch.Tensor] | None] | None = None
-    """(lab, step, module, x, dy) → (dx or None for the true one, dw), or None for the true backward."""
+    backward_of_linear: Backward | None = None
+    backward_of_head: Backward | None = None
+    """Of the output layer, which `backward_of_linear` leaves alone."""
     window: Callable[[int], int] | None = None
     """step → attention window in tokens; 0 = full."""
     without_layer: Callable[[int], int | None] | None = None

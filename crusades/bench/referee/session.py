@@ -123,6 +123,8 @@ class Session:
         self._reference.restore(initial)
         self._send(p.Prepare(run=index), stage)
         self._expect(p.Ready, stage, profile.deadlines.result)
+        if anchor is not None:
+            anchor.begin()
         reader.read(0)
         timing, done = self._timed(index, stage, batches, reader)
         logits = self._show(exam, done, stage)

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from crusades.bench.referee.lab import Lab
-from crusades.bench.referee.recipe import Recipe, Variant, Weights
+from crusades.bench.referee.recipe import Backward, Recipe, Variant, Weights
+from crusades.bench.referee.variants_softmax import softmax_shortcuts
 from crusades.bench.referee.variants_tokens import random_tokens, without_sequences
 from crusades.bench.referee.variants_weights import rows_of
 
-# ------------------------------------------------------------------------------------------------ precision, attention, softmax
+# ------------------------------------------------------------------------------------------------ precision, attention
 
 
 def _fake_quantise(t: torch.Tensor, form: str) -> torch.Tensor:
@@ -24,7 +25,7 @@ def _fake_quantise(t: torch.Tensor, form: str) -> torch.Tensor:
     return (rounded * scale).to(t.dtype)
 
 
-def _low_backward(form: str, which: str, steps: tuple[int, ...]) -> Callable[[Lab, int, nn.Linear, torch.Tensor, torch.Tensor], tuple[torch.Tensor | None, torch.Tensor] | None]:
+def _low_backward(form: str, which: str, steps: tuple[int, ...]) -> Backward:
     def backward(lab: Lab, step: int, module: nn.Linear, x: torch.Tensor, dy: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor] | None:
         if step not in steps:
             return None
@@ -42,7 +43,7 @@ def attacks(steps: int, batch: int, *, low_precision: bool) -> Iterator[Variant]
     if steps >= 5:
         yield from _low_forward(steps, low_precision=low_precision)
     yield from _attention(steps)
-    yield from _softmax()
+    yield from softmax_shortcuts(steps)
     yield from _red_team(steps, batch)
 
 
@@ -112,30 +113,10 @@ def set_sequence_length(length: int) -> None:
     _Window.length = length
 
 
-def _filter_small(share: float) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Zero the smallest `share` of the entries of every row of the logits' gradient."""
-
-    def edit(gradient: torch.Tensor) -> torch.Tensor:
-        rows = gradient.flatten(0, -2)
-        kept = []
-        for part in rows.split(256):
-            size = part.abs().float()
-            threshold = size.kthvalue(max(1, int(share * part.shape[1])), dim=1, keepdim=True).values
-            kept.append(part.masked_fill(size <= threshold, 0))
-        return torch.cat(kept).view_as(gradient)
-
-    return edit
-
-
-def _softmax() -> Iterator[Variant]:
-    for share in (0.5, 0.9, 0.99):
-        yield Variant(f"{share:.0%} smallest softmax gradients filtered", "shortcut", Recipe(edit_logit_gradient=_filter_small(share), micro=2), "softmax", 0.06 * share, "least visible")
-
-
 # ------------------------------------------------------------------------------------------------ the red team's attacks
 
 
-def _half_tokens_backward(steps: tuple[int, ...], keep: float, lower: bool) -> Callable[[Lab, int, nn.Linear, torch.Tensor, torch.Tensor], tuple[torch.Tensor | None, torch.Tensor] | None]:
+def _half_tokens_backward(steps: tuple[int, ...], keep: float, lower: bool) -> Backward:
     """Weight gradients from a random part of the tokens, weighted up; input gradients true."""
 
     def backward(lab: Lab, step: int, module: nn.Linear, x: torch.Tensor, dy: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor] | None:

@@ -15,6 +15,7 @@ Limits = dict[str, float | tuple[float, ...]]
 WORDS = {
     "gradient_error": "the gradient is not that of the batch",
     "even_error": "the gradient is not that of the batch",
+    "even_projection": "the gradient of the layers is too small or too large along the true one",
     "typical_error": "most coordinates got a gradient that is a little off",
     "layer_typical_error": "most of the gradient of {where} is a little off",
     "kind_typical_error": "most of the gradient of the {where} parameters is a little off",
@@ -28,6 +29,13 @@ WORDS = {
     "kind_projection": "the {where} parameters were not trained in full",
     "tensor_error": "the gradient of {where} is wrong",
     "tensor_projection": "{where} was not trained in full",
+    "seen_error": "the gradient of the vocabulary's rows of tokens in the batch is wrong",
+    "seen_projection": "the vocabulary's rows of tokens in the batch were not trained in full",
+    "seen_typical_error": "most of the gradient of the vocabulary's rows of tokens in the batch is a little off",
+    "unseen_error": "the gradient of the vocabulary's rows of tokens in no batch is wrong",
+    "unseen_projection": "the vocabulary's rows of tokens in no batch were not trained in full",
+    "unseen_typical_error": "most of the gradient of the vocabulary's rows of tokens in no batch is a little off",
+    "unseen_moment_error": "the gradient of the vocabulary's rows of tokens in no batch is a little off",
     "sequence_attribution": "{where} was not trained on in full",
     "cell_attribution": "the tokens of {where} were not trained on in full",
     "cell_spread": "secret groups of tokens were not all trained on alike",
@@ -100,7 +108,7 @@ def _worst_step(m: Measured, limits: Limits) -> Statistic:
 _SPECIFIC = (
     # The first failing statistic that is at least this large explains the failure best: 1 means "all of it is missing".
     ("total_tokens", 0.0), ("unmoved", 0.9), ("stale_gradient", 0.5), ("layer_projection", 0.8), ("sequence_attribution", 0.8),
-    ("kind_projection", 0.8), ("tensor_projection", 0.8), ("slice_attribution", 0.5), ("silent", 0.002),
+    ("kind_projection", 0.8), ("tensor_projection", 0.8), ("seen_projection", 0.8), ("unseen_projection", 0.8), ("slice_attribution", 0.5), ("silent", 0.002),
 )  # fmt: skip
 
 ALL_MISSING = 0.8

@@ -1,0 +1,81 @@
+"""Shortcuts in the head: entries of the logits' gradient left out, or made from a sample of the vocabulary and of the tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+
+from crusades.bench.referee.lab import Lab
+from crusades.bench.referee.recipe import Backward, Recipe, Variant
+
+HEAD = 0.09
+"""The head's share of a step's products on the default profile."""
+SAMPLED = 18
+"""The partition sum comes from one token of so many that are not in the batch."""
+
+
+def softmax_shortcuts(steps: int) -> Iterator[Variant]:
+    """Everything in this file. Late ones name their first step, so that what comes before may be shared."""
+    for share in (0.5, 0.9, 0.99):
+        yield Variant(f"{share:.0%} smallest softmax gradients filtered", "shortcut", Recipe(edit_logit_gradient=_filter_small(share), micro=2), "softmax", 0.06 * share, "least visible")
+    every, last = tuple(range(steps)), (steps - 1,)
+    for parts in (4, 8, 16, 32):
+        recipe = Recipe(backward_of_head=sampled_head(1 / parts, every), micro=2)
+        yield Variant(f"softmax of a sample, rows not in the batch from 1/{parts} of the tokens", "shortcut", recipe, "softmax, sampled", HEAD * (1 - 1 / parts), "least visible")
+    recipe = Recipe(backward_of_head=sampled_head(1 / 8, last), micro=2, first=steps - 1)
+    yield Variant("softmax of a sample, rows not in the batch from 1/8 of the tokens, last step", "shortcut", recipe, "softmax, sampled, late", HEAD * 7 / 8 / steps, "least visible")
+
+
+def _filter_small(share: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Zero the smallest `share` of the entries of every row of the logits' gradient."""
+
+    def edit(gradient: torch.Tensor) -> torch.Tensor:
+        rows = gradient.flatten(0, -2)
+        kept = []
+        for part in rows.split(256):
+            size = part.abs().float()
+            threshold = size.kthvalue(max(1, int(share * part.shape[1])), dim=1, keepdim=True).values
+            kept.append(part.masked_fill(size <= threshold, 0))
+        return torch.cat(kept).view_as(gradient)
+
+    return edit
+
+
+def sampled_head(share: float, steps: tuple[int, ...]) -> Backward:
+    """What a sampled softmax with re-weighted rows (Jean et al. 2015, arXiv:1412.2007, without its guarantees) makes of the head.
+
+    The partition sum comes from a sample of the vocabulary; the rows of tokens that are not in the batch from a `share` of its
+    tokens (twice that in the first step, where an exam has a reference), weighted up; what those rows add to the hidden states'
+    gradient from the first two moments of their weights. The rows of tokens in the batch are exact.
+    """
+
+    def backward(lab: Lab, step: int, module: nn.Linear, x: torch.Tensor, dy: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor] | None:
+        if step not in steps:
+            return None
+        tokens, scale, weight = len(dy), lab.profile.batch_size * (lab.profile.sequence_length - 1), module.weight.detach()
+        seen, unseen = vocabulary_of(lab, step, len(weight))
+        drawn = unseen[lab.random(len(unseen)).argsort()[: max(64, len(weight) // SAMPLED)]]
+        chosen = lab.random(tokens).argsort()[: max(1, int(tokens * min(1.0, share if step else 2 * share)))]
+        target = torch.zeros(tokens, len(seen), device=dy.device).scatter_(1, torch.searchsorted(seen, dy.argmin(dim=1))[:, None], 1 / scale)
+        own = dy[:, seen].float() + target
+        total = scale * (own.sum(dim=1) + len(unseen) / len(drawn) * dy[:, drawn].float().sum(dim=1))
+        own = own / total[:, None]
+        left = 1 / scale - own.sum(dim=1)
+        own = (own - target).to(x.dtype)
+        others = weight[unseen].float()
+        dx = own @ weight[seen] + (left[:, None] * (others.mean(dim=0) + others.var() * x.float())).to(x.dtype)
+        dw = torch.zeros_like(weight)
+        dw[seen] = own.t() @ x
+        dw[unseen] = (dy[chosen][:, unseen] * (tokens / len(chosen) / total[chosen][:, None]).to(dy.dtype)).t() @ x[chosen]
+        return dx, dw
+
+    return backward
+
+
+def vocabulary_of(lab: Lab, step: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids that are in the step's batch, and those that are not, both sorted, on the device."""
+    absent = torch.ones(rows, dtype=torch.bool)
+    absent[torch.from_numpy(lab.exam.batches[step]).flatten()] = False
+    return (~absent).nonzero()[:, 0].to(lab.reference.device), absent.nonzero()[:, 0].to(lab.reference.device)
