@@ -726,6 +726,22 @@ async def test_a_receipt_that_an_earlier_submission_gives_back_pays_for_the_late
     assert [(row.status, row.reason and row.reason.code) for row in found] == [(Status.REJECTED, 1102), (Status.SCORED, None)]
 
 
+async def test_a_receipt_that_nobody_can_look_up_holds_up_a_later_submission_for_a_while_and_not_for_ever(house, autojump_clock):
+    house.settings = msgspec.structs.replace(
+        house.settings, chain=msgspec.structs.replace(house.settings.chain, fee_rao=2 * 10**9, fee_address="5Treasury"))
+    house.chain.neuron_list[2] = Neuron(uid=2, hotkey="5Miner2", coldkey="5Cold2")
+    house.chain.receipts["8-1"] = ChainError("the block is gone from every archive")
+    house.chain.receipts["9-1"] = Receipt(id="9-1", block=9, signer="5Cold2", destination="5Treasury", amount_rao=2 * 10**9, success=True)
+    house.chain.block = 60
+    unknown, paid = (commit(house, f"# mfu 4{n}", block=block, receipt=receipt) for n, (block, receipt) in enumerate(((10, "8-1"), (40, "9-1"))))
+    async with house.running() as ctx:
+        await trio.sleep(house.settings.fetch.grace_hours * 3600 / 2)
+        assert (await ctx.store.submission(paid)).submission.status is Status.REVEALED
+        await trio.sleep(house.settings.fetch.grace_hours * 3600)
+        assert (await ctx.store.submission(paid)).submission.status is Status.SCORED
+        assert (await ctx.store.submission(unknown)).submission.status is Status.REVEALED
+
+
 async def test_a_miner_who_registers_anew_is_no_copy_of_himself(house, autojump_clock):
     first = commit(house, "# mfu 40")
     async with house.running() as ctx:

@@ -112,6 +112,16 @@ def test_a_queue_shares_exams(pool):
     assert pool.ensure("t", 15, 1).prepared == 0
 
 
+def test_shared_exams_are_drawn_and_come_before_those_that_nobody_has_met(pool, monkeypatch):
+    """In an order of ours, a miner's first submission could note down what the second will meet."""
+    pool.ensure("s", 10, 3)
+    shared = [pool.take("s", 10, block=20)[0] for _ in range(2)]
+    offered = []
+    monkeypatch.setattr("crusades.bench.referee.pool.secrets.choice", lambda these: offered.append([exam for exam, _ in these]) or these[-1])
+    assert pool.take("t", 15, block=21)[0] is offered[0][-1]
+    assert sorted(map(id, offered[0])) == sorted(map(id, shared))
+
+
 def test_a_submission_committed_after_an_exams_first_use_gets_another(pool):
     pool.ensure("s", 10, 1)
     pool.take("s", 10, block=20)
