@@ -3,13 +3,14 @@
 
 Trains variants of `calibrate` on its exams, and at every anchored step (and the first) solves for the parts of each family with
 several ridges, with and without taking each tensor's own scale out first. One JSON line per variant, exam and step; and the
-error, projection and median error of three groups of coordinates: the vocabulary's rows of tokens that are in the batch, those
-that are not, and all others.
+error, projection and median error of groups of coordinates: the vocabulary's rows of tokens that are in the batch, that no
+batch had yet, that only earlier ones had, all others, and all.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -24,6 +25,7 @@ from crusades.bench.referee.data import open_corpus
 from crusades.bench.referee.desk import expected_of
 from crusades.bench.referee.exam import ReferencePass
 from crusades.bench.referee.lab import Lab, copies_for
+from crusades.bench.referee.measured import BEFORE, BODY, SEEN, UNSEEN
 from crusades.bench.referee.models import load_reference
 
 RIDGES = (1e-9, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -68,16 +70,8 @@ class Probe(Lab):
 
     def probe(self, step, g, expected):
         even = audits._even(expected)[0]
-        sample, layout = self.exam.sample, self.reference.layout
-        inside, seen = torch.zeros(len(sample), dtype=torch.bool), torch.zeros(self.reference.vocabulary, dtype=torch.bool)
-        seen[torch.from_numpy(self.exam.batches[step]).flatten()] = True
-        rows = torch.zeros(len(sample), dtype=torch.bool)
-        for spec, (a, b) in zip(layout.specs, sample.bounds, strict=True):
-            if len(spec.shape) == 2 and spec.shape[0] == self.reference.vocabulary:
-                rows[a:b] = True
-                inside[a:b] = seen[(sample.index[a:b] - spec.offset) // spec.shape[1]]
-        rows, inside = rows.to(g.device), inside.to(g.device)
-        masks = {"seen": rows & inside, "unseen": rows & ~inside, "body": ~rows, "all": rows | ~rows}
+        standing = self.exam.standing(step).to(g.device)
+        masks = {"seen": standing == SEEN, "unseen": standing == UNSEEN, "before": standing == BEFORE, "body": standing == BODY, "all": standing >= 0}
         found = {"step": step + 1, "groups": groups(g[0] * even, expected.gradient[0] * even, masks)}
         weight = even[expected.chosen]
         target, base, tensors = (g[0] * even)[expected.chosen], (expected.gradient[0] * even)[expected.chosen], expected.groups["tensor"][0][expected.chosen]
@@ -88,8 +82,6 @@ class Probe(Lab):
         return found
 
     def _anchored(self, reads, adam, claims, first):
-        import dataclasses
-
         expected = expected_of(self.exam, self.reference.device)
         one = dataclasses.replace(expected, gradient=expected.gradient[:1], columns=expected.columns[:1])
         self.found = [self.probe(0, audits.gradients(reads.exp_avg[:2], adam.beta1), one)]
