@@ -151,7 +151,7 @@ def _unseen_moments(exp_avg: torch.Tensor, expected: Expected, adam: Adam, group
     difference crosses a boundary, and on average that happens as often as the difference is large: no rounding is left in it.
     """
     values = []
-    for before, after, true, stands in zip(exp_avg, exp_avg[1:], expected.gradient, expected.standing, strict=False):
+    for before, after, true, stands in zip(exp_avg[:-1], exp_avg[1:], expected.gradient, expected.standing, strict=True):
         there = (stands == UNSEEN) & (true != 0)
         old, added = before[there].float() * adam.beta1, true[there] * (1 - adam.beta1)
         off = (after[there].float() - (old + added).to(exp_avg.dtype).float()).abs()
