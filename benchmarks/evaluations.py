@@ -76,6 +76,7 @@ def summary(config: BenchConfig, orders: dict[str, list[float]], verdicts: list[
         **judges_share(orders, verdicts), "score_mfu": scores,
         "score_cv_percent": 100 * statistics.stdev(scores) / statistics.mean(scores) if len(scores) > 1 else None,
         "nearest_limit": [nearest_limit(v) for v in verdicts],
+        "runs": [[{"seconds": r.seconds, "credited_seconds": r.credited_seconds, "step_seconds": r.step_seconds, "telemetry": r.telemetry} for r in v.runs] for v in verdicts],
     }  # fmt: skip
 
 

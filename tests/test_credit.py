@@ -19,6 +19,17 @@ def test_a_step_that_is_faster_than_where_it_was_verified_counts_as_there_less_t
     assert shirked.mfu == pytest.approx(100.0 / 1.98)
 
 
+def test_a_verified_step_that_was_slow_by_accident_does_not_slow_the_other_runs():
+    runs = [run(1, 1.0, 1.0, 1.08), run(2, 1.0, 1.0, 1.0), run(3, 1.0, 1.0, 0.99)]
+    assert credited(runs, {0: 2, 1: 1}, 0.02) == runs
+
+
+def test_whoever_shirks_a_step_in_every_run_but_the_verified_one_is_credited_with_what_other_steps_took():
+    """The step stands alone in its length; but late steps do the same work."""
+    runs = [run(1, 1.0, 1.0, 1.0), *(run(i, 1.0, 1.0, 0.5) for i in (2, 3, 4, 5))]
+    assert [r.credited_seconds for r in credited(runs, {0: 2, 1: 1}, 0.0)] == [None, 3.0, 3.0, 3.0, 3.0]
+
+
 def test_jitter_within_the_tolerance_is_the_runs_own():
     runs = [run(0, 1.0, 1.0), run(1, 1.0, 1.0), run(2, 1.0, 0.981)]
     assert credited(runs, {1: 1}, 0.02) == runs

@@ -1,0 +1,59 @@
+"""What crediting does to honest scores: `python benchmarks/credits.py RECORD [--draws N]`, RECORD being what `benchmarks/evaluations.py --record` wrote.
+
+Which run verifies which step is drawn anew N times for every evaluation in the record, and the score computed as measured, as
+credited (`bench/credit.py`), and as credited by the verified time alone. Prints one JSON object: the spread of the score in each
+way, the lowest over the mean, and the share of steps that took 2 % longer than the median of their kind, and how much at most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+from pathlib import Path
+
+from crusades.bench.credit import credited
+from crusades.records import Audit, Run
+
+
+def run_of(index: int, seen: dict) -> Run:
+    return Run(index=index, scored=True, seconds=seen["seconds"], claimed_seconds=None, read_seconds=0.0, mfu=100.0 / seen["seconds"], tokens_per_second=1.0,
+               final_loss=0.0, step_seconds=tuple(seen["step_seconds"]), audit=Audit(worst="", words="", statistics=()))  # fmt: skip
+
+
+def by_verified_time(runs: list[Run], anchored: dict[int, int], tolerance: float) -> list[float]:
+    """MFU of every run when a step counts for its verified time less the tolerance, whatever the other runs say."""
+    floors = {step: (1 - tolerance) * runs[place].step_seconds[step] for place, step in anchored.items()}
+    more = [sum(max(0.0, floors.get(step, 0.0) - own) for step, own in enumerate(run.step_seconds)) for run in runs]
+    return [run.mfu * run.seconds / (run.seconds + extra) for run, extra in zip(runs, more, strict=True)]
+
+
+def spread(scores: list[float]) -> dict[str, float]:
+    mean = statistics.mean(scores)
+    return {"cv_percent": 100 * statistics.pstdev(scores) / mean, "lowest_percent": 100 * (min(scores) / mean - 1)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("record", type=Path)
+    parser.add_argument("--draws", type=int, default=2000)
+    parser.add_argument("--tolerance", type=float, default=0.02)
+    given = parser.parse_args()
+    evaluations = [[run_of(i, seen) for i, seen in enumerate(runs) if i] for runs in json.loads(given.record.read_text())["runs"]]
+    dice, steps = random.Random(0), len(evaluations[0][0].step_seconds)
+    scores: dict[str, list[float]] = {"measured": [], "credited": [], "by_verified_time_alone": []}
+    for runs in evaluations * given.draws:
+        count = min(len(runs), steps - 1)
+        anchored = dict(zip(dice.sample(range(len(runs)), count), dice.sample(range(1, steps), count), strict=True))
+        scores["measured"].append(statistics.median(r.mfu for r in runs))
+        scores["credited"].append(statistics.median(r.mfu for r in credited(runs, anchored, given.tolerance)))
+        scores["by_verified_time_alone"].append(statistics.median(by_verified_time(runs, anchored, given.tolerance)))
+    usual = [statistics.median(r.step_seconds[s] for runs in evaluations for r in runs) for s in range(steps)]
+    longer = [seconds / usual[s] - 1 for runs in evaluations for r in runs for s, seconds in enumerate(r.step_seconds)]
+    print(json.dumps({**{name: spread(found) for name, found in scores.items()}, "steps": len(longer),
+                      "steps_2_percent_longer": sum(x > 0.02 for x in longer), "longest_percent": 100 * max(longer)}, indent=1))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
