@@ -19,7 +19,7 @@ import torch
 
 from crusades import hparams
 from crusades.bench.referee import audit as audits
-from crusades.bench.referee.anchor import fine_parts
+from crusades.bench.referee.anchored import fine_parts
 from crusades.bench.referee.calibrate import CalibrateConfig, exam_of, population
 from crusades.bench.referee.data import open_corpus
 from crusades.bench.referee.desk import expected_of

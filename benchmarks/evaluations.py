@@ -4,20 +4,23 @@ Evaluates the same file N times on one slot, pre-warmed as the validator does, a
 prints one JSON object: seconds from order to verdict, the referee's clock over the contestant's own (its reads counted back
 in), reads as a share of a run and in milliseconds, seconds per exam, the spread of the score, and where the referee's time
 went: `orders_s` by kind of order, `around_run_s` what a run takes beside its own time (restoring the weights, the first read,
-the result, the audit), `beyond_own_percent` all time of the judge's own on the device (exams, around runs, reads and copies in
+the result, the audit), `beyond_own_percent` all time of the judge's own on the device (exams, loading, around runs, reads and copies in
 them, anchored steps, cleaning up) over all time of the submissions' own (their warm-ups and timed runs), and the same for a
-queue of eight, which shares the exams that were prepared.
+queue of eight, which shares the exams that were prepared; `wall_beyond_own_percent` is all that passed from the first
+sandbox's start to the last verdict, whatever the device did, over the submissions' own.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -44,12 +47,12 @@ def watch_orders() -> dict[str, list[float]]:
     return seconds
 
 
-def judges_share(orders: dict[str, list[float]], verdicts: list[Verdict]) -> dict[str, object]:
-    """What the judge's own work takes beside the submissions'. Sandboxes start and files are loaded without the device."""
+def judges_share(orders: dict[str, list[float]], verdicts: list[Verdict]) -> dict[str, Any]:
+    """What the judge's own work takes beside the submissions'. A sandbox starts without the device."""
     runs = [r for v in verdicts for r in v.runs]
     own = sum(r.seconds + r.excess_seconds for r in runs)
     around = [order - r.seconds - r.excess_seconds - r.read_seconds - r.copy_seconds for order, r in zip(orders.get("DoRun", []), runs, strict=True)]
-    judge = sum(sum(orders.get(kind, [])) for kind in ("PrepareExams", "DoRun", "CompareAnchors", "Release")) - own
+    judge = sum(sum(orders.get(kind, [])) for kind in ("PrepareExams", "LoadSubmission", "DoRun", "CompareAnchors", "Release")) - own
     exams, count = sum(orders.get("PrepareExams", [])), len(verdicts)
     eight = (exams + 8 * (judge - exams) / count) / (8 * own / count) if own else None
     return {
@@ -60,7 +63,7 @@ def judges_share(orders: dict[str, list[float]], verdicts: list[Verdict]) -> dic
     }  # fmt: skip
 
 
-def summary(config: BenchConfig, orders: dict[str, list[float]], verdicts: list[Verdict], measured: dict[str, object]) -> dict[str, object]:
+def summary(config: BenchConfig, orders: dict[str, list[float]], verdicts: list[Verdict], measured: dict[str, Any]) -> dict[str, object]:
     """Everything that can be said of the evaluations so far."""
     runs = [r for v in verdicts for r in v.runs if r.scored]
     steps = config.hparams.profile(config.profile_name).steps
@@ -73,10 +76,10 @@ def summary(config: BenchConfig, orders: dict[str, list[float]], verdicts: list[
         "read_percent_median": statistics.median(100 * r.read_seconds / r.seconds for r in runs) if runs else None,
         "read_ms_median": statistics.median(1e3 * r.read_seconds / steps for r in runs) if runs else None,
         "excess_s_worst": max((r.excess_seconds for r in runs), default=None),
-        **judges_share(orders, verdicts), "score_mfu": scores,
+        **(share := judges_share(orders, verdicts)), "wall_beyond_own_percent": 100 * (measured["wall_s"] / share["own_s"] - 1), "score_mfu": scores,
         "score_cv_percent": 100 * statistics.stdev(scores) / statistics.mean(scores) if len(scores) > 1 else None,
         "nearest_limit": [nearest_limit(v) for v in verdicts],
-        "runs": [[{"seconds": r.seconds, "credited_seconds": r.credited_seconds, "step_seconds": r.step_seconds, "telemetry": r.telemetry} for r in v.runs] for v in verdicts],
+        "runs": [[{"seconds": r.seconds, "credited_seconds": r.credited_seconds, "step_seconds": r.step_seconds, "final_loss": r.final_loss, "telemetry": r.telemetry} for r in v.runs] for v in verdicts],
     }  # fmt: skip
 
 
@@ -92,7 +95,7 @@ async def measure(config: BenchConfig, times: int, record: Path | None) -> dict[
     verdicts, seconds, gaps = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
-        async with open_slot(bench_slot(config, Path(folder) / "slot")) as slot:
+        async with open_slot(dataclasses.replace(bench_slot(config, Path(folder) / "slot"), keeps_warm=True)) as slot:
             up, orders = time.monotonic() - started, watch_orders()
             for number in range(times):
                 began = time.monotonic()
@@ -104,7 +107,7 @@ async def measure(config: BenchConfig, times: int, record: Path | None) -> dict[
                 verdicts.append(verdict)
                 print(f"{number + 1}/{times}: {verdict.verdict} {verdict.score_mfu} in {seconds[-1]:.1f} s; {verdict.message}", file=sys.stderr)
                 exams = [spent / count for count, spent in slot.exam_seconds]
-                found = summary(config, orders, verdicts, {"slot_up_s": up, "warm_s": gaps, "order_to_verdict_s": seconds, "exam_s": exams})
+                found = summary(config, orders, verdicts, {"slot_up_s": up, "warm_s": gaps, "order_to_verdict_s": seconds, "exam_s": exams, "wall_s": sum(gaps) + sum(seconds)})
                 if record:
                     record.write_text(json.dumps(found, indent=1))  # noqa: ASYNC240 - a few kilobytes between two evaluations
     return found

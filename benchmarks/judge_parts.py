@@ -13,7 +13,8 @@ import torch
 
 from crusades import hparams
 from crusades.bench.referee import audit as audits
-from crusades.bench.referee.anchor import Claims, Keeper, Kept, compare, out_of_reach
+from crusades.bench.referee.anchor import Claims, Keeper, Kept
+from crusades.bench.referee.anchored import compare, compare_all, out_of_reach
 from crusades.bench.referee.columns import ColumnTaps
 from crusades.bench.referee.data import open_corpus
 from crusades.bench.referee.desk import expected_of
@@ -66,16 +67,20 @@ def main() -> None:
     timed("where the coordinates stand", exam.standing, profile.steps - 1, repeat=2)
     timed("audit", audits.audit, reader.result(), expected, adam, profile.audit.group_min, repeat=2)
     keeper = timed("buffers of anchors", Keeper, reference, profile)
-    timed("measure the pauses", keeper.settle, repeat=2)
+    timed("measure the pauses", keeper.settle)
+    print(f"{keeper.pause:8.4f} s  a pause\n{keeper._rest:8.4f} s  a copy to the host")
     timed("clean the card", Room(given.device, profile.guaranteed_bytes).settle, repeat=2)
     timed("measure a read", idle_read, reference, exam.sample)
     none = torch.zeros(len(exam.sample), dtype=reference.layout.dtype)
     kept = Kept(1, profile.steps - 1, exam, initial, initial, none, torch.stack([none, none]), Claims(0.0, exam.logits), ())
     torch.cuda.empty_cache() if given.device == "cuda" else None
     timed("a host buffer for weights", host_buffer, reference.layout.elements, reference.layout.dtype, given.device, repeat=2)
-    held = timed("initial weights at hand", keeper.at_hand, initial, repeat=2)
+    held = timed("initial weights at hand", keeper.load, initial, repeat=2)
+    timed("restore from there", reference.restore, held, repeat=2)
     timed("whether all weights are in reach", out_of_reach, reference.memory.weights, held, adam, profile.steps - 1, repeat=2)
-    timed("one anchored step", compare, kept, held, reference, profile, expected, adam, repeat=3)
+    timed("one anchored step", compare, kept, held, reference, profile, expected, adam, repeat=2)
+    keeper.kept = [kept] * 4
+    timed("four anchored steps", lambda: list(compare_all(keeper, reference, profile, lambda exam: expected_of(exam, given.device), adam)))
     if given.kernels:
         kinds = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if given.device == "cuda" else [])]
         with torch.profiler.profile(activities=kinds) as trace:

@@ -25,7 +25,8 @@ from crusades import hparams
 from crusades.bench.inside.model import make_optimizer
 from crusades.bench.referee import audit as audits
 from crusades.bench.referee import verdict
-from crusades.bench.referee.anchor import Anchor, Claims, Kept, compare
+from crusades.bench.referee.anchor import Anchor, Claims, Kept
+from crusades.bench.referee.anchored import compare
 from crusades.bench.referee.data import open_corpus
 from crusades.bench.referee.desk import expected_of
 from crusades.bench.referee.exam import Exam, optimizer_settings, prepare_exam

@@ -126,4 +126,5 @@ def slot_config(config: DaemonConfig, ctx: Context, name: str, index: int) -> ob
         await ctx.store.emit("exams", {"slot": name, "retired_seeds": list(seeds)})
 
     return SlotConfig(name=name, device=name.partition(":")[0], index=index, profile_name=ctx.profile_name, hparams=ctx.hparams,
-                      workdir=config.state_dir / "slots" / name.replace(":", "-"), sandboxed=config.sandboxed, cache_dir=config.cache_dir, on_retired=publish)  # fmt: skip
+                      workdir=config.state_dir / "slots" / name.replace(":", "-"), sandboxed=config.sandboxed, cache_dir=config.cache_dir, keeps_warm=True,
+                      on_retired=publish)  # fmt: skip

@@ -28,7 +28,7 @@ _ANCHORED = (
 )  # fmt: skip
 STATISTICS = frozenset({
     *_ANCHORED, *(f"anchor_{name}" for name in _ANCHORED), "stale_gradient", "step_error", "unmoved", "update_error",
-    "optimizer_second_moment", "optimizer_weights", "final_loss", "final_logits", "total_tokens", "anchor_final_loss", "anchor_final_logits",
+    "optimizer_second_moment", "optimizer_weights", "final_loss", "final_logits", "total_tokens", "anchor_final_loss", "anchor_final_logits", "anchor_unseen_group_spread",
 })  # fmt: skip
 """Everything that the referee measures: a limit under any other name would judge nothing. A test compares this with the referee."""
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from crusades import hparams
-from crusades.bench.referee.anchor import Anchor, Claims, Keeper, Kept, candidates, compare, fine_parts, out_of_reach
+from crusades.bench.referee import anchor as anchors
+from crusades.bench.referee.anchor import Anchor, Claims, Keeper, Kept, candidates
+from crusades.bench.referee.anchored import compare, compare_all, fine_parts, out_of_reach
 from crusades.bench.referee.audit import Adam, Measured, Reads
 from crusades.bench.referee.data import SyntheticCorpus
 from crusades.bench.referee.desk import expected_of
@@ -232,7 +234,6 @@ def test_a_keeper_keeps_as_many_runs_as_asked_with_the_moments_around_their_step
         reference.memory.weights.fill_(float(run))
         for step in range(STEPS):
             anchor.before(step)
-        keeper.copy_out()
         keeper.keep(anchor, lab.exam, lab.initial, Reads(moments, moments, moments), [], CLAIMS)
     assert {kept.run: kept.step for kept in keeper.kept} == chosen
     assert len(chosen) == 2
@@ -258,7 +259,8 @@ def test_a_single_scored_run_is_anchored_and_so_is_its_warm_up(reference, profil
 def one_run(keeper, lab, **repeats):
     anchor, rows = keeper.anchor(**repeats), torch.zeros(STEPS + 1, 4)
     anchor.begin()
-    keeper.copy_out()
+    for step in anchor.kept:
+        anchor.copy(step)
     keeper.keep(anchor, lab.exam, lab.initial, Reads(rows, rows, rows), [], CLAIMS)
     return anchor
 
@@ -279,25 +281,80 @@ def test_between_two_runs_as_much_time_passes_whether_something_is_kept_or_not(r
     keeper = Keeper(reference, profile)
     keeper.begin(6)
     keeper._step_of, keeper._rest = {1: 2}, 0.05
-    ends = [0]
+    ends, rows = [0], torch.zeros(STEPS + 1, 4)
     for _ in range(3):
         anchor = keeper.anchor()
         anchor.begin()
         assert now_ns() - ends[-1] >= 0.05e9
         ends.append(now_ns())
-        keeper.copy_out()
+        keeper.keep(anchor, lab.exam, lab.initial, Reads(rows, rows, rows), [], CLAIMS)
 
 
-def test_initial_weights_are_at_hand_where_the_copies_were(reference, profile):
+def test_the_same_bytes_go_to_the_host_whether_something_is_kept_or_not(reference, profile, lab, monkeypatch):
+    monkeypatch.setattr(anchors, "PIECE_ELEMENTS", 300_000)
     keeper = Keeper(reference, profile)
-    one, other = torch.full_like(reference.initial, 1.0), torch.full_like(reference.initial, 2.0)
-    assert [float(keeper.at_hand(initial)[-1]) for initial in (one, one, other)] == [1.0, 1.0, 2.0]
     keeper.begin(6)
+    keeper._step_of = {0: 1, 1: 2}
+    one_run(keeper, lab), one_run(keeper, lab)
+    whole = [kept.weights.clone() for kept in keeper.kept]
+    gone = []
+    real = torch.Tensor.copy_
+    monkeypatch.setattr(torch.Tensor, "copy_", lambda into, flat, *more, **settings: gone.append(len(flat)) or real(into, flat, *more, **settings))
+    one_run(keeper, lab)  # no place is left
+    assert sum(gone) == len(keeper._buffer)
+    assert all(torch.equal(kept.weights, weights) for kept, weights in zip(keeper.kept, whole, strict=True))
+
+
+def test_initial_weights_come_to_where_the_copies_were_once(reference, profile):
+    keeper, came = Keeper(reference, profile), []
+    one, other = torch.full_like(reference.initial, 1.0), torch.full_like(reference.initial, 2.0)
+
+    def copy(into, flat):
+        came.append(flat)
+        into.copy_(flat)
+
+    assert [float(keeper.load(initial, copy)[-1]) for initial in (one, one, other)] == [1.0, 1.0, 2.0]
+    assert len(came) == 2
+    keeper.begin(6)
+    keeper._step_of = {0: 1}
     anchor = keeper.anchor()
-    anchor.kept = {1: keeper._buffer}
     reference.memory.weights.fill_(3.0)
     anchor.copy(1)
-    assert float(keeper.at_hand(other)[0]) == 2.0, "a run has used the buffer since"
+    assert float(keeper.load(other)[0]) == 2.0, "a run has used the buffer since"
+
+
+def test_the_last_copy_is_used_where_it_is_until_another_run_takes_its_place(reference, profile, lab):
+    keeper = Keeper(reference, profile)
+    keeper.begin(6)
+    keeper._step_of = {1: 2, 2: 1}
+    one_run(keeper, lab)
+    one_run(keeper, lab)
+    first = keeper.kept[0]
+    assert keeper.at_hand(first) is keeper._buffer
+    one_run(keeper, lab)
+    one_run(keeper, lab)  # keeps nothing, and leaves the buffer alone
+    assert keeper.at_hand(first) is first.weights
+    assert keeper.at_hand(keeper.kept[1]) is keeper._buffer
+    keeper.load(lab.initial)
+    assert keeper.at_hand(keeper.kept[1]) is keeper.kept[1].weights
+
+
+def test_all_that_was_kept_is_compared_each_at_its_own_weights(reference, profile, lab):
+    """However the weights come there, and whichever initial weights a run had."""
+    keeper, adam = Keeper(reference, profile), Adam(**optimizer_settings(profile))
+    other, exam = lab.initial.clone(), lab.exam
+    for run, (step, initial) in enumerate(((1, lab.initial), (STEPS - 1, other))):
+        weights = lab.initial * (1 + 0.01 * run)
+        keeper.kept.append(Kept(run, step, exam, weights, initial, weights[exam.sample.index], torch.randn(2, len(exam.sample)), CLAIMS, ()))
+    alone = [compare(kept, kept.initial, reference, profile, expected_of(exam, "cpu"), adam) for kept in keeper.kept]
+    together = list(compare_all(keeper, reference, profile, lambda exam: expected_of(exam, "cpu"), adam))
+    assert [kept.run for kept, _ in together] == [0, 1]
+    assert [measured for _, measured in together] == alone
+    assert alone[0] != alone[1]
+
+
+def test_nothing_kept_is_nothing_compared(reference, profile):
+    assert not list(compare_all(Keeper(reference, profile), reference, profile, lambda exam: expected_of(exam, "cpu"), Adam(**optimizer_settings(profile))))
 
 
 def test_pauses_are_longer_than_the_copies_they_hide(reference, profile):

@@ -201,6 +201,41 @@ def test_the_rounding_of_an_old_moment_is_no_error_of_the_gradient(world):
     assert off(1.02)[1] == pytest.approx(0.02, rel=0.3)
 
 
+def test_tokens_left_out_are_seen_in_rows_whose_gradient_hardly_depends_on_them(world):
+    """An eighth of the cells, weighted up, where all cells' gradients are nearly the same: every row is right within two hundredths."""
+    generator, cells = torch.Generator().manual_seed(2), 64
+    before = torch.randn(COORDINATES, generator=generator).bfloat16()
+    base = torch.randn(COORDINATES, generator=generator)
+    columns = base / cells * (1 + 0.03 * torch.randn(cells, COORDINATES, generator=generator))
+    true = columns.sum(0)
+    expected = dataclasses.replace(
+        world.expected, gradient=true[None], standing=torch.full((1, COORDINATES), audits.UNSEEN, dtype=torch.uint8), families={"cell": (0, cells)},
+        of_head=torch.arange(COORDINATES), head_columns=columns)  # fmt: skip
+
+    def found(gradient: torch.Tensor, least: int = 10) -> tuple[float, float]:
+        moments = torch.stack([before, (before.float() * ADAM.beta1 + gradient * (1 - ADAM.beta1)).bfloat16()])
+        spread = audits._unseen_groups(moments, audits._even(expected), expected, ADAM, least)
+        return audits._unseen_moments(moments, expected, ADAM, 10).values[0], spread.values[0]
+
+    honest = found(true * (1 + 0.0005 * torch.randn(COORDINATES, generator=generator)))
+    cheat = found(8 * columns[torch.randperm(cells, generator=generator)[:8]].sum(0))
+    assert cheat[0] < 0.02
+    assert cheat[1] > 0.5 > 5 * honest[1]
+    assert found(true, least=COORDINATES + 1)[1] == 0.0, "too few to be judged"
+
+
+def test_the_medians_of_groups_are_those_of_each_group_by_itself():
+    generator = torch.Generator().manual_seed(4)
+    off, ids = torch.rand(1000, generator=generator), torch.randint(0, 7, (1000,), generator=generator)
+    off[torch.rand(1000, generator=generator) < 0.2] = -1.0
+    off[(ids == 2).nonzero()[3]] = float("nan")
+    off[ids == 5] = -1.0
+    alone = torch.tensor([audits._median(off[ids == group]) for group in range(9)])
+    assert torch.equal(audits._medians(off, ids, 9).nan_to_num(nan=-7.0), alone.nan_to_num(nan=-7.0))
+    assert alone[[5, 7, 8]].tolist() == [0.0, 0.0, 0.0]
+    assert bool(alone[2].isnan())
+
+
 def test_rows_of_the_vocabulary_have_no_part_in_the_statistics_of_layers_and_kinds(world):
     expected, third = with_vocabulary(world)
     gradient = world.gradient.clone()

@@ -126,6 +126,53 @@ async def test_a_contestant_gets_the_node_of_the_slots_card(tmp_path, monkeypatc
     assert given == [3]
 
 
+class Ahead:
+    """A warm slot with anchors whose contestants are told apart; notes when each is started, and who lives then."""
+
+    def __init__(self, folder, monkeypatch, **config):
+        self.made, self.first = [], FakeContestant()
+        self.referee = FakeReferee(CompareAnchors=lambda order: self.asked.append("compare") or p.AnchorsCompared(runs=(), seconds=0.0))
+        self.asked = []
+        self.slot = make_slot(folder, self.referee, self.first)
+        self.slot.config = dataclasses.replace(self.slot.config, **config)
+        monkeypatch.setattr(evaluate, "start_contestant", self.start)
+
+    def start(self, config, channel, node):
+        self.asked.append("first is dead" if self.first.killed else "first lives")
+        self.made.append(FakeContestant())
+        return self.made[-1]
+
+
+async def test_the_next_sandbox_starts_when_the_last_contestant_is_dead_and_beside_the_comparison(tmp_path, monkeypatch):
+    ahead = Ahead(tmp_path, monkeypatch, keeps_warm=True)
+    await ahead.slot.evaluate(make_job())
+    assert ahead.asked == ["first is dead", "compare"]
+    await ahead.slot.warm()
+    assert ahead.slot._contestant is ahead.made[0]
+    assert len(ahead.made) == 1
+
+
+async def test_one_that_died_while_it_waited_is_replaced(tmp_path, monkeypatch):
+    ahead = Ahead(tmp_path, monkeypatch, keeps_warm=True)
+    await ahead.slot.evaluate(make_job())
+    ahead.made[0].killed = True
+    await ahead.slot.warm()
+    assert ahead.slot._contestant is ahead.made[1]
+
+
+async def test_a_slot_that_ends_takes_the_one_that_waits_along(tmp_path, monkeypatch):
+    ahead = Ahead(tmp_path, monkeypatch, keeps_warm=True)
+    await ahead.slot.evaluate(make_job())
+    await ahead.slot.stop()
+    assert ahead.made[0].killed
+
+
+async def test_nobody_is_started_where_nobody_is_expected(tmp_path, monkeypatch):
+    ahead = Ahead(tmp_path, monkeypatch)
+    await ahead.slot.evaluate(make_job())
+    assert ahead.made == []
+
+
 @pytest.mark.parametrize(("reason", "watched", "seconds"), [(GONE, True, LATE), (None, True, 0.0), (GONE, False, 0.0)])
 async def test_a_failed_run_is_watched_until_the_cards_word_on_it_has_come(tmp_path, autojump_clock, reason, watched, seconds):
     """An Xid is polled: the referee's report is here before it."""

@@ -213,6 +213,37 @@ def test_nothing_that_is_written_into_the_shared_memory_outlives_a_restore(refer
     assert memory.nbytes > 3 * nbytes, "there is no room between the segments here, and nothing was shown"
 
 
+def other_weights(reference):
+    return torch.full_like(reference.initial, 2.0)
+
+
+def test_what_was_begun_is_what_a_restore_leaves(reference):
+    for begun, wanted in ((None, None), (other_weights(reference), None), (None, other_weights(reference))):
+        reference.memory.exp_avg.fill_(1.0)
+        reference.begin_restore(begun)
+        reference.finish_restore(wanted)
+        assert torch.equal(reference.memory.weights, reference.initial if wanted is None else wanted)
+        assert not reference.memory.exp_avg.any()
+
+
+@pytest.mark.parametrize("meanwhile", ["clear", "restore"])
+def test_what_was_begun_and_written_over_is_restored_anew(reference, meanwhile):
+    """The last run of one contestant begins it, and the next one's memory is cleared before its first."""
+    reference.begin_restore()
+    reference.clear() if meanwhile == "clear" else reference.restore(other_weights(reference))
+    reference.finish_restore()
+    assert torch.equal(reference.memory.weights, reference.initial)
+
+
+def test_the_weights_that_are_foretold_are_those_of_the_next_exam(pool):
+    """While all exams come from one set: then they need not be brought twice."""
+    pool.ensure("a", 10, 2)
+    foretold = pool.initial_for("a", 10)
+    assert pool.take("a", 10, 20)[1] is foretold
+    assert pool.take("a", 10, 20)[1] is pool.initial_for("b", 10)
+    assert pool.initial_for("a", 10) is None, "it was served all"
+
+
 def test_every_tensor_is_sampled(reference):
     sample = draw_sample(reference.layout, 1000, 64, Dice(b"1"))
     for spec, (first, last) in zip(reference.layout.specs, sample.bounds, strict=True):

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -98,6 +99,19 @@ class Contestant:
                 await self._box.kill()
             finally:
                 self._directory.cleanup()
+
+
+@dataclass(frozen=True)
+class Started:
+    """A contestant that the referee has not met, and our end of its channel."""
+
+    contestant: Contestant
+    channel: socket.socket
+
+    async def kill(self) -> None:
+        """As `Contestant.kill`."""
+        self.channel.close()
+        await self.contestant.kill()
 
 
 def start_contestant(config: SlotConfig, channel: socket.socket, node: int | None) -> Contestant:

@@ -12,7 +12,7 @@ import shutil
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +24,7 @@ from crusades import nvml
 from crusades.bench import credit, mfu
 from crusades.bench import protocol as p
 from crusades.bench.card import MOST_VOIDS, Card, settle
-from crusades.bench.contestant import Contestant, start_contestant
+from crusades.bench.contestant import Contestant, Started, start_contestant
 from crusades.bench.link import RefereeLink, start_referee
 from crusades.errors import CrusadesError, DeviceFault, RefereeFault, SandboxFault
 from crusades.faults import fault
@@ -57,6 +57,8 @@ class SlotConfig:
     """The slot's own folder: logs of the referee, folders of contestants. Emptied at start."""
     sandboxed: bool = True
     cache_dir: Path | None = None
+    keeps_warm: bool = False
+    """Whether another submission is to be expected: then the next sandbox starts while the last one's anchored steps are compared."""
     on_retired: Callable[[tuple[str, ...]], Awaitable[None]] = _ignore
     """Is given the seeds of exams that will never be served again: they may be published (design.md §2)."""
 
@@ -90,6 +92,7 @@ class Slot:
         self._referee: RefereeLink | None = None
         self._facts: p.Configured | None = None
         self._contestant: Contestant | None = None
+        self._next: Started | None = None
         self._card = Card(config.index if config.device == "cuda" else None)
         self._lock = trio.Lock()
         self._state, self._detail, self._since, self._submission = "warming", "", time.time(), ""
@@ -125,10 +128,11 @@ class Slot:
         """Kill everything that belongs to the slot and let go of the card. Never raises; safe to call twice."""
         try:
             with trio.CancelScope(shield=True):
-                try:
-                    await self._drop_contestant()
-                except SandboxFault as error:  # whoever ends the slot has a reason of their own; the rest must go all the same
-                    log.error("slot %s: %s", self.config.name, error)
+                for drop in (self._drop_contestant, self._drop_next):
+                    try:
+                        await drop()
+                    except SandboxFault as error:  # whoever ends the slot has a reason of their own; the rest must go all the same
+                        log.error("slot %s: %s", self.config.name, error)
                 if self._referee is not None:
                     await self._referee.kill()
                     self._referee = None
@@ -230,6 +234,8 @@ class Slot:
         assert self._contestant is not None
         job.on_progress("comparing anchored steps")
         await self._contestant.kill()
+        if self.config.keeps_warm and self._next is None:
+            self._next = self._start_contestant()  # what it imports takes seconds, and no clock is running now
         compared = await self._ask(p.CompareAnchors(), p.AnchorsCompared, 60.0 + 120.0 * self._profile.audit.anchored_runs)
         audits = {found.place: found.audit for found in compared.runs}
         runs = [msgspec.structs.replace(run, audit=audits.get(place, run.audit)) for place, run in enumerate(runs)]
@@ -285,16 +291,23 @@ class Slot:
         if ready.retired_seeds:
             await self.config.on_retired(ready.retired_seeds)
 
-    async def _connect(self) -> None:
+    def _start_contestant(self) -> Started:
         ours, theirs = socket.socketpair()
-        try:
-            self._contestant = start_contestant(self.config, theirs, self._card.minor)
-            theirs.close()
-            deadline = self.config.hparams.sandbox.start_deadline
-            connected = await self._ask(p.Connect(deadline=deadline), p.Connected, 3 * deadline, fd=ours.fileno())
-        finally:
-            ours.close()
-            theirs.close()
+        with theirs, ExitStack() as unless_started:
+            unless_started.enter_context(ours)
+            started = Started(start_contestant(self.config, theirs, self._card.minor), ours)
+            unless_started.pop_all()
+        return started
+
+    async def _connect(self) -> None:
+        """Let the referee meet the contestant that was started ahead, or a new one."""
+        if self._next is not None and not self._next.contestant.alive():
+            await self._drop_next()
+        started, self._next = self._next or self._start_contestant(), None
+        self._contestant = started.contestant
+        deadline = self.config.hparams.sandbox.start_deadline
+        with started.channel:
+            connected = await self._ask(p.Connect(deadline=deadline), p.Connected, 3 * deadline, fd=started.channel.fileno())
         self._contestant.met(connected)
 
     async def _ready_referee(self) -> None:
@@ -330,6 +343,11 @@ class Slot:
         contestant, self._contestant = self._contestant, None  # also one that does not die: it is never used again
         if contestant is not None:
             await contestant.kill()
+
+    async def _drop_next(self) -> None:
+        started, self._next = self._next, None
+        if started is not None:
+            await started.kill()
 
     async def _clean_up(self) -> None:
         """Kill the contestant, let the referee clean the card. A referee that cannot is killed; the next use restarts it."""

@@ -10,34 +10,26 @@ Which runs are kept, and which step of each, is secret, but every candidate step
 one, and scored runs come before the warm-up: what shirks the same step in every run is met for certain when there are as
 many anchored runs as candidates, and `bench.credit` makes a step that was not met worth no more than one that was. A copy of
 the same size is made before every candidate in every run, and every pause, here and after a run, is drawn out to one fixed
-length, so that time tells nothing. It is off the contestant's clock, as the reads are.
+length, so that time tells nothing. It is off the contestant's clock, as the reads are. What is done with the copies when the
+contestant is dead is in `anchored`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import hashlib
 import itertools
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 
-from crusades.bench.referee import audit as audits
-from crusades.bench.referee.audit import Adam, Measured, Reads
-from crusades.bench.referee.columns import Parts, draw_parts
-from crusades.bench.referee.dice import Dice
-from crusades.bench.referee.exam import Exam, ReferencePass
-from crusades.bench.referee.memory import host_buffer
+from crusades.bench.referee.audit import Measured, Reads
+from crusades.bench.referee.exam import Exam
+from crusades.bench.referee.memory import PIECE_ELEMENTS, copy_in_pieces, host_buffer
 from crusades.bench.referee.models import Reference
 from crusades.bench.referee.reads import hold, now_ns, slowest
-from crusades.bench.referee.verdict import PREFIX, result_statistics
 from crusades.hparams import Profile
-
-T = TypeVar("T")
 
 CHUNK_ELEMENTS = 1 << 27
 """Elements copied at a time; what is not kept goes into one chunk's worth of memory."""
@@ -119,25 +111,26 @@ class Keeper:
         if profile.audit.anchored_runs and self._steps:
             self._buffer = torch.empty_like(reference.memory.weights)
             self._host = [host_buffer(len(self._buffer), self._buffer.dtype, reference.device) for _ in range(profile.audit.anchored_runs)]
+            self._waste = host_buffer(min(len(self._buffer), PIECE_ELEMENTS), self._buffer.dtype, reference.device)
         self.kept: list[Kept] = []
         self._place, self._turn, self._step_of = 0, -1, dict[int, int]()
         self.pause = self._rest = 0.0
         self._copying = 0
         self._stream = torch.cuda.Stream() if reference.device == "cuda" else None
-        self._held: torch.Tensor | None = None
-        """Of which the buffer is a copy."""
+        self._holds: Kept | torch.Tensor | None = None
+        """Whose weights the buffer has, or which initial weights."""
 
     def settle(self) -> None:
-        """Measure on the idle device how long copies take: from now on every pause lasts as long."""
-        if self._buffer is None:
+        """Measure on the idle device how long copies take: from now on every pause lasts as long. Once: it takes a second, and
+        neither device nor host change."""
+        if self._buffer is None or self._rest:
             return
         self._finish()
-        self._held = None
+        self._holds = None
         first, device = self._steps[0], self._reference.device
         either = (Anchor(self._reference, self._steps, kept) for kept in ({}, {first: self._buffer}))
         self.pause = PAUSE_ROOM * max(slowest(functools.partial(anchor.copy, first), device) for anchor in either)
-        if not self._rest:  # measured once: it takes most of a second, and the host does not change
-            self._rest = PAUSE_ROOM * slowest(functools.partial(self._host[0].copy_, self._buffer), device)
+        self._rest = slowest(functools.partial(self._copy, 0), device)
 
     def begin(self, runs: int) -> None:
         """A contestant that is to make `runs` runs, a warm-up first: draw the secret choice."""
@@ -159,18 +152,17 @@ class Keeper:
         else:
             self._turn += 1
         step = self._step_of.get(self._turn)
-        self._held = None
+        self._holds = self._holds if step is None else None
         return Anchor(self._reference, self._steps, {} if step is None else {step: self._buffer}, self.pause, self._finish)
 
-    def copy_out(self) -> None:
-        """After a run: begin to copy what it may have left to the host, while it is audited and the next one is made ready. The
-        same is copied when nothing is to be kept, and it is never over sooner: nobody can tell."""
-        if self._buffer is None:
-            return
-        self._copying = now_ns()
-        if len(self.kept) < len(self._host):
-            with torch.cuda.stream(self._stream):  # nothing on a CPU, where the copy is over when it returns
-                self._host[len(self.kept)].copy_(self._buffer, non_blocking=True)
+    def _copy(self, place: int) -> None:
+        assert self._buffer is not None
+        with torch.cuda.stream(self._stream):  # nothing on a CPU, where the copy is over when it returns
+            if place < len(self._host):
+                copy_in_pieces(self._host[place], self._buffer)
+            else:
+                for piece in self._buffer.split(len(self._waste)):
+                    self._waste[: len(piece)].copy_(piece, non_blocking=True)
 
     def _finish(self) -> None:
         if self._copying:
@@ -180,74 +172,32 @@ class Keeper:
             self._copying = 0
 
     def keep(self, anchor: Anchor | None, exam: Exam, initial: torch.Tensor, reads: Reads, measured: list[Measured], claims: Claims) -> None:
-        """After a run from `initial` that passed so far, and after `copy_out`."""
+        """After a run from `initial` that passed so far: note what it leaves, and begin to copy its weights to the host while the
+        next run is made ready. The same bytes go when nothing is kept, and are not there sooner: nobody can tell. Last of
+        all: every number that comes from the device after that waits for it."""
         if anchor is None:
             return
+        place = len(self.kept)
         number, self._place = self._place, self._place + 1
         for step in anchor.kept:
             read, moments = reads.weights[step].cpu(), reads.exp_avg[step : step + 2].cpu()
-            self.kept.append(Kept(number, step, exam, self._host[len(self.kept)], initial, read, moments, claims, tuple(measured)))
+            self.kept.append(Kept(number, step, exam, self._host[place], initial, read, moments, claims, tuple(measured)))
+            self._holds = self.kept[-1]
+        self._copying = now_ns()
+        self._copy(place)
 
-    def at_hand(self, initial: torch.Tensor) -> torch.Tensor:
-        """`initial` (elements,) on the device, where the copies of a run were: only when no contestant exists."""
+    def at_hand(self, kept: Kept) -> torch.Tensor:
+        """(elements,) `kept.weights`: on the device if they are still there, else on the host."""
         self._finish()
-        assert self._buffer is not None
-        if self._held is not initial:
-            self._held = initial
-            self._buffer.copy_(initial)
+        return self._buffer if self._buffer is not None and self._holds is kept else kept.weights
+
+    def load(self, initial: torch.Tensor, copy: Callable[[torch.Tensor, torch.Tensor], object] = torch.Tensor.copy_) -> torch.Tensor:
+        """`initial` (elements,) where the copies of a run were, brought there by `copy` (into, from) if they are not: only when no
+        contestant exists, and the last that is asked of the copy that was there."""
+        self._finish()
+        if self._buffer is None:
+            return initial
+        if self._holds is not initial:
+            self._holds = initial
+            copy(self._buffer, initial)
         return self._buffer
-
-
-def compare(kept: Kept, initial: torch.Tensor, reference: Reference, profile: Profile, expected: audits.Expected, adam: Adam) -> list[Measured]:
-    """The anchored step's statistics, 0 in every other step. Trains nothing, but uses the shared memory and the model: only when no contestant exists.
-
-    `initial` is `kept.initial`, here or on the device; `expected` is the exam's; its gradient and columns are replaced by those at the contestant's weights, with cells of its own.
-    Those weights were copied after they were read: `anchor_weights` is the share of coordinates that changed in between, for a
-    copy of other weights would make other weights' gradient right. `anchor_reach` is the share of *all* weights that are where
-    AdamW cannot have brought them: a few hundred that were never sampled could make a step's true gradient trivial. After the
-    last step the contestant's result is compared, too.
-    """
-    exam, last = kept.exam, kept.step == profile.steps - 1
-    changed = audits.share(kept.weights[exam.sample.index] != kept.read)
-    reference.restore(kept.weights)
-    astray = out_of_reach(reference.memory.weights, initial, adam, kept.step)
-    pass_ = ReferencePass(reference, profile, exam.sample, exam.plan, exam.logit_rows, exam.logit_columns)
-    parts = fine_parts(exam, kept.step, profile, reference.device)
-    gradient, columns = pass_.gradient(exam.batches[kept.step], parts, last=last)
-    reference.model.zero_grad(set_to_none=True)
-    own = dataclasses.replace(expected, gradient=gradient[None], columns=columns[None], families=parts.families, part_names=parts.names,
-                              standing=exam.standing(kept.step).to(reference.device)[None])  # fmt: skip
-    found = audits.anchored(kept.exp_avg.to(reference.device), own, adam, profile.steps, profile.audit.group_min)
-    found = [Measured("weights", (changed,), ("",)), Measured("reach", (astray,), ("",)), *found]
-    found = [Measured(PREFIX + m.name, _at(kept.step, profile.steps, m.values[0], 0.0), _at(kept.step, profile.steps, m.where[0], "")) for m in found]
-    if last:
-        found += [Measured(PREFIX + m.name, m.values, m.where) for m in result_statistics(kept.claims.loss, pass_.losses[-1], kept.claims.logits, pass_.logits)]
-    return found
-
-
-REACH = 2.0
-"""Learning rates that a weight may move in a step at most. AdamW moves it by |m̂| / √v̂ of one: by Cauchy and Schwarz at most
-√(Σ aᵢ²/bᵢ) over the shares a, b that step i has in m̂ and v̂, which is 1.003 in step 5 (β₁ 0.9, β₂ 0.95) and 1.011 (β₂ 0.999)."""
-
-
-def out_of_reach(weights: torch.Tensor, initial: torch.Tensor, adam: Adam, steps: int) -> float:
-    """The share of `weights` (elements,) that are farther from `initial` than `steps` of AdamW can carry them, their rounding
-    and decay counted. `initial` may be elsewhere."""
-    moved, eps = REACH * steps * adam.learning_rate, torch.finfo(weights.dtype).eps + adam.learning_rate * abs(adam.weight_decay)
-    astray = 0
-    for start in range(0, len(weights), CHUNK_ELEMENTS // 4):
-        now, then = (flat[start : start + CHUNK_ELEMENTS // 4].to(weights.device).float() for flat in (weights, initial))
-        within = (now - then).abs_() <= then.abs().add_(moved).mul_(steps * eps).add_(moved)
-        astray += int((~within).sum())  # what is no number is not within
-    return astray / len(weights)
-
-
-def fine_parts(exam: Exam, step: int, profile: Profile, device: str) -> Parts:
-    """The parts of an anchored step, with `fine_cells` cells: as secret as the exam's seed, and drawn when they are needed."""
-    seed = hashlib.sha256(exam.seed + step.to_bytes(4, "little")).digest()
-    return draw_parts(profile.batch_size, profile.sequence_length - 1, profile.audit.fine_cells, Dice(seed), device)
-
-
-def _at(step: int, steps: int, value: T, other: T) -> tuple[T, ...]:
-    return tuple(value if s == step else other for s in range(steps))
-

@@ -80,7 +80,10 @@ def anchored(exp_avg: torch.Tensor, expected: Expected, adam: Adam, steps: int, 
     (1, parts, c) are those at the contestant's own weights; `steps` is how many the exam has (its v̂ is the unit, if it is known)."""
     even = _even(expected)
     scale = even if expected.exp_avg_sq is None else _scale(expected.exp_avg_sq, adam, steps)
-    return [*_of_gradients(gradients(exp_avg, adam.beta1), scale, even, expected, group_min), _unseen_moments(exp_avg, expected, adam, group_min)]
+    return [
+        *_of_gradients(gradients(exp_avg, adam.beta1), scale, even, expected, group_min),
+        _unseen_moments(exp_avg, expected, adam, group_min), _unseen_groups(exp_avg, even, expected, adam, group_min),
+    ]  # fmt: skip
 
 
 def _scale(exp_avg_sq: torch.Tensor, adam: Adam, steps: int) -> torch.Tensor:
@@ -153,10 +156,39 @@ def _unseen_moments(exp_avg: torch.Tensor, expected: Expected, adam: Adam, group
     values = []
     for before, after, true, stands in zip(exp_avg[:-1], exp_avg[1:], expected.gradient, expected.standing, strict=True):
         there = (stands == UNSEEN) & (true != 0)
-        old, added = before[there].float() * adam.beta1, true[there] * (1 - adam.beta1)
-        off = (after[there].float() - (old + added).to(exp_avg.dtype).float()).abs()
+        off, added = _moment_off(before[there], after[there], true[there], adam).abs(), true[there] * (1 - adam.beta1)
         values.append(float(off.mean() / added.abs().mean()) if len(off) >= group_min else 0.0)
     return Measured("unseen_moment_error", tuple(values), ("",) * len(values))
+
+
+def _moment_off(before: torch.Tensor, after: torch.Tensor, true: torch.Tensor, adam: Adam) -> torch.Tensor:
+    """The first moment `after` less the one that the gradient `true` makes of `before`, rounded as it is."""
+    made = before.float() * adam.beta1 + true * (1 - adam.beta1)
+    return after.float() - made.to(before.dtype).float()
+
+
+EIGHTHS = 8
+"""Secret groups of tokens, each of an eighth of the cells, whose shares of the head's rows are asked for: with more, their noise grows faster than
+what a sample of the tokens does to them (docs/log.md, 2026-11-26)."""
+
+
+def _unseen_groups(exp_avg: torch.Tensor, even: torch.Tensor, expected: Expected, adam: Adam, group_min: int) -> Measured:
+    """How much too much or too little of secret groups of the tokens is in the head's rows of tokens that no batch had yet, rms.
+    `exp_avg` (2, n), `even` (1, n).
+
+    Where hidden states are nearly one vector, those rows' gradient hardly depends on which tokens it is made from: it is right
+    within its rounding although most were left out. The groups' shares, each from all coordinates, are not.
+    """
+    assert expected.of_head is not None
+    assert expected.head_columns is not None
+    if len(expected.of_head) < group_min:
+        return Measured("unseen_group_spread", (0.0,), ("",))
+    before, after, true, scale = (row[expected.of_head] for row in (exp_avg[0], exp_avg[1], expected.gradient[0], even[0]))
+    off = _moment_off(before, after, true, adam) / (1 - adam.beta1) * scale
+    first, last = expected.families["cell"]
+    cells = expected.head_columns[first:last] * scale
+    shares = solve(torch.stack([cells[k::EIGHTHS].sum(0) for k in range(min(EIGHTHS, last - first))]), off)
+    return Measured("unseen_group_spread", (float(shares.square().mean().sqrt()),), ("",))
 
 
 def _three(own: torch.Tensor, true: torch.Tensor) -> tuple[float, float, float]:
@@ -175,7 +207,7 @@ def _typical(g: torch.Tensor, ref: torch.Tensor, groups: Groups, group_min: int)
     for partition in ("layer", "kind"):
         ids, names = groups[partition]
         judged = [i for i, count in enumerate(torch.bincount(ids, minlength=len(names)).tolist()) if count >= group_min]
-        values = [[_median(row[ids == i]) for i in judged] for row in off]
+        values = [[row[i] for i in judged] for row in (_medians(row, ids, len(names)).tolist() for row in off)]
         worst = [max(range(len(row)), key=lambda i: math.inf if math.isnan(row[i]) else row[i], default=None) for row in values]
         found.append(Measured(f"{partition}_typical_error", tuple(0.0 if at is None else row[at] for row, at in zip(values, worst, strict=True)),
                               tuple("" if at is None else names[judged[at]] for at in worst)))  # fmt: skip
@@ -185,6 +217,19 @@ def _typical(g: torch.Tensor, ref: torch.Tensor, groups: Groups, group_min: int)
 def _median(off: torch.Tensor) -> float:
     known = off[(off >= 0) | off.isnan()]
     return float(known.median()) if len(known) else 0.0
+
+
+def _medians(off: torch.Tensor, ids: torch.Tensor, groups: int) -> torch.Tensor:
+    """`_median` of every group of `ids` (n,), float32 (groups,)."""
+    known = (off >= 0) | off.isnan()
+    values, ids = off[known], ids[known]
+    order = values.argsort()
+    order = order[ids[order].argsort(stable=True)]
+    count = torch.bincount(ids, minlength=groups)
+    middle = count.cumsum(0) - count + (count - 1).clamp_min(0) // 2
+    broken = torch.bincount(ids[values.isnan()], minlength=groups) > 0
+    found = torch.cat([values[order], values.new_zeros(1)])[middle.clamp_max(len(values))]
+    return found.masked_fill(count == 0, 0.0).masked_fill(broken, math.nan)
 
 
 def _relative(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -6,9 +6,10 @@ the sum by *parts* (sequences, secret position cells, slices). So one ordinary b
 every family, with no pass of its own; the parts of a family add up to the gradient.
 
 Parts are given by an indicator (parts, tokens) of zeros and ones. Tapped: nn.Linear (weight and bias) and transformers'
-Conv1D, but for the head. Other parameters (norms, learned positions, which one look-up serves for all sequences) have no columns
-and take part in the per-layer statistics alone; embedding and head have statistics of their own, because what bf16 makes of the
-rows of a batch's tokens is several times the noise of everything else (docs/log.md, 2026-11-26).
+Conv1D. Other parameters (norms, learned positions, which one look-up serves for all sequences) have no columns and take part in
+the per-layer statistics alone. Embedding and head have statistics of their own, because what bf16 makes of the rows of a batch's
+tokens is several times the noise of everything else (docs/log.md, 2026-11-26), and columns only in the head's rows of tokens that
+no batch had: those are named step by step.
 """
 
 from __future__ import annotations
@@ -37,6 +38,15 @@ class ColumnPlan:
 
     def __len__(self) -> int:
         return self.chosen.numel()
+
+
+def head_of(model: nn.Module, layout: Layout) -> tuple[nn.Linear, ParameterSpec] | None:
+    """The output embedding and its weight, if it is a matrix like any other."""
+    head = model.get_output_embeddings()  # type: ignore[operator]  # whatever class of transformers it is
+    if not isinstance(head, nn.Linear):
+        return None
+    name = next(n for n, p in model.named_parameters() if p is head.weight)
+    return head, next(s for s in layout.specs if s.name == name)
 
 
 def _tapped(model: nn.Module) -> list[tuple[nn.Module, str, str]]:
@@ -81,26 +91,31 @@ class _Tap:
         return dy[:, self.rows] * x[:, self.cols]
 
 
-class ColumnTaps:
-    """Hooks on a model; active inside `with`. Set `indicator` before each micro-batch; `columns` collects (parts, c)."""
+def _make_tap(module: nn.Module, leaf: str, spec: ParameterSpec, index: torch.Tensor, at: tuple[int, int]) -> _Tap:
+    """Of the coordinates `index`[at] (into the flat segment), on the device."""
+    local = index[at[0] : at[1]] - spec.offset
+    width = spec.shape[-1] if len(spec.shape) > 1 else 1
+    kind = "bias" if leaf == "bias" else "linear" if isinstance(module, nn.Linear) else "conv1d"
+    return _Tap(kind, local // width, local % width, at)
 
-    def __init__(self, model: nn.Module, layout: Layout, sample: Sample, plan: ColumnPlan, parts: int, device: str) -> None:
+
+class ColumnTaps:
+    """Hooks on a model; active inside `with`. Set `indicator` before each micro-batch; `columns` collects (parts, c + h): those of
+    the plan, then those of `of_head` (h,), which indexes the sample's coordinates in the head."""
+
+    def __init__(self, model: nn.Module, layout: Layout, sample: Sample, plan: ColumnPlan, parts: int, device: str, of_head: torch.Tensor | None = None) -> None:
         self._model, self._device = model, device
-        self.columns = torch.zeros(parts, len(plan), dtype=torch.float32, device=device)
+        planned, more = len(plan), 0 if of_head is None else len(of_head)
+        self.columns = torch.zeros(parts, planned + more, dtype=torch.float32, device=device)
         self.indicator = torch.zeros(parts, 0, device=device)
-        specs = {s.name: s for s in layout.specs}
+        chosen = plan.chosen if of_head is None else torch.cat([plan.chosen, of_head])
+        index, specs = sample.index[chosen].to(device), {s.name: s for s in layout.specs}  # one upload, and not one for every tap
         self._taps: dict[nn.Module, list[_Tap]] = {}
         for module, leaf, name in _tapped(model):
-            tap = self._make_tap(module, leaf, specs[name], sample, plan)
-            self._taps.setdefault(module, []).append(tap)
+            self._taps.setdefault(module, []).append(_make_tap(module, leaf, specs[name], index, plan.slices[name]))
+        if of_head is not None and (found := head_of(model, layout)):
+            self._taps[found[0]] = [_make_tap(found[0], "weight", found[1], index, (planned, planned + more))]
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
-
-    def _make_tap(self, module: nn.Module, leaf: str, spec: ParameterSpec, sample: Sample, plan: ColumnPlan) -> _Tap:
-        first, last = plan.slices[spec.name]
-        local = (sample.index[plan.chosen[first:last]] - spec.offset).to(self._device)
-        width = spec.shape[-1] if len(spec.shape) > 1 else 1
-        kind = "bias" if leaf == "bias" else "linear" if isinstance(module, nn.Linear) else "conv1d"
-        return _Tap(kind, local // width, local % width, (first, last))
 
     def __enter__(self) -> ColumnTaps:
         self._handles = [module.register_forward_hook(self._on_forward) for module in self._taps]

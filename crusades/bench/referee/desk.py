@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import socket
 import time
@@ -14,7 +15,8 @@ from crusades.bench import mfu
 from crusades.bench import protocol as p
 from crusades.bench.referee import audit as audits
 from crusades.bench.referee import verdict
-from crusades.bench.referee.anchor import Claims, Keeper, compare
+from crusades.bench.referee.anchor import Claims, Keeper
+from crusades.bench.referee.anchored import compare_all
 from crusades.bench.referee.data import open_corpus
 from crusades.bench.referee.dice import Dice
 from crusades.bench.referee.exam import Exam, optimizer_settings, prepare_exam
@@ -23,7 +25,7 @@ from crusades.bench.referee.models import Reference, load_reference
 from crusades.bench.referee.pool import ExamPool, matmul_tflops
 from crusades.bench.referee.reads import Reader, idle_read
 from crusades.bench.referee.room import Room
-from crusades.bench.referee.session import Charged, Outcome, Session, charge
+from crusades.bench.referee.session import Beside, Charged, Outcome, Session, charge
 from crusades.bench.referee.wire import Wire
 from crusades.errors import ConfigError, DeviceFault, RefereeFault, SandboxFault
 from crusades.hparams import Profile
@@ -48,6 +50,8 @@ class Desk:
     def __init__(self, wire: Wire, network: str) -> None:
         self._wire, self._network = wire, network
         self._session: Session | None = None
+        self._expected: audits.Expected | None = None
+        """Of the run that is being made, on the device, once it is over."""
         self._settled = False
         """Whether the card is as a contestant is to find it: nothing was computed and nobody was connected since."""
         self._reference: Reference | None = None
@@ -137,7 +141,7 @@ class Desk:
         if self._pool.available(order.submission_id, order.commit_block) < order.wanted:
             self._settled = False
             self._room.reclaim()
-        done = self._pool.ensure(order.submission_id, order.commit_block, order.wanted)
+        done = self._pool.ensure(order.submission_id, order.commit_block, order.wanted, self._keeper.load)
         if done.prepared:
             self._settle()
         return p.ExamsReady(available=done.available, prepared=done.prepared, seconds=done.seconds, retired_seeds=done.retired_seeds)
@@ -182,8 +186,7 @@ class Desk:
         exam, initial = self._pool.take(order.submission_id, order.commit_block, order.block)
         anchor = self._keeper.anchor(repeats=order.repeats)
         try:
-            outcome = session.run(order.index, exam, initial, anchor, self._allowed_read)
-            self._keeper.copy_out()
+            outcome = session.run(order.index, exam, initial, anchor, self._allowed_read, self._beside(order, exam))
             measured = self._measure(outcome, exam)
         except Charged as failure:
             return p.Ran(reason=failure.reason, contestant_gone=failure.gone)
@@ -192,11 +195,27 @@ class Desk:
                 raise
             stage = Stage.RUN if order.scored else Stage.WARMUP
             return p.Ran(reason=charge("out-of-memory", stage, "the card was filled until the judge itself had no memory left to work with").reason)
+        finally:
+            self._expected = None  # in the memory that is kept for the next one's
         run = self._run_record(order, outcome, verdict.judge(measured, self._profile.limits))
         reason = verdict.reason_of(run.audit)
         if reason is None:
             self._keeper.keep(anchor, exam, initial, outcome.reads, measured, Claims(outcome.done.final_loss, outcome.logits))
         return p.Ran(run=run, reason=reason)
+
+    def _beside(self, order: p.DoRun, exam: Exam) -> Beside:
+        """What the audit needs comes to the device while the contestant gets ready, and the next run's weights while it shows its
+        result and is audited."""
+
+        def before() -> None:
+            self._expected = expected_of(exam, self._device)
+
+        def after() -> None:
+            assert self._reference is not None
+            if (following := self._pool.initial_for(order.submission_id, order.commit_block)) is not None:
+                self._reference.begin_restore(following)
+
+        return Beside(before, after)
 
     def _run_record(self, order: p.DoRun, outcome: Outcome, audit: Audit) -> Run:
         tokens = self._profile.steps * self._profile.batch_size * self._profile.sequence_length
@@ -217,7 +236,8 @@ class Desk:
 
     def _measure(self, outcome: Outcome, exam: Exam) -> list[audits.Measured]:
         profile, tokens = self._profile, self._profile.steps * self._profile.batch_size * self._profile.sequence_length
-        measured = audits.audit(outcome.reads, expected_of(exam, self._device), self._adam(), profile.audit.group_min)
+        assert self._expected is not None
+        measured = audits.audit(outcome.reads, self._expected, self._adam(), profile.audit.group_min)
         if exam.whole:
             measured += verdict.result_statistics(outcome.done.final_loss, exam.losses[-1], outcome.logits, exam.logits)
         measured.append(verdict.finite_result(outcome.done.final_loss, outcome.logits))
@@ -234,8 +254,7 @@ class Desk:
         started = time.monotonic()
         self._end_session()
         found = []
-        for kept in self._keeper.kept:
-            measured = compare(kept, self._keeper.at_hand(kept.initial), self._reference, self._profile, expected_of(kept.exam, self._device), self._adam())
+        for kept, measured in compare_all(self._keeper, self._reference, self._profile, functools.partial(expected_of, device=self._device), self._adam()):
             audit = verdict.judge([*kept.measured, *measured], self._profile.limits)
             found.append(p.AnchoredRun(place=kept.run, step=kept.step, audit=audit, reason=verdict.reason_of(audit)))
         self._keeper.kept.clear()

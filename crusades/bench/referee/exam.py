@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -139,12 +140,17 @@ class ReferencePass:
         self.weights.append(self._read(self._reference.memory.weights))
         self.exp_avg_sq.append(self._read(self._reference.memory.exp_avg_sq))
 
-    def gradient(self, batch: np.ndarray, parts: Parts, *, last: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sampled gradient (n,) and columns (parts, c) of one batch at the present weights, in micro-batches, with taps on; on the device."""
+    def gradient(self, batch: np.ndarray, parts: Parts, *, last: bool = False, of_head: torch.Tensor | None = None,
+                 meanwhile: Callable[[], object] = lambda: None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sampled gradient (n,) and columns (parts, c + h) of one batch at the present weights, in micro-batches, with taps on; on
+        the device. `of_head` (h,) names more coordinates of the sample, all in the head, that are to have columns;
+        `meanwhile` is called when all that this needs is on the device, before it begins to compute.
+        """
         reference, size = self._reference, self._profile.audit.micro_batch
         tokens = torch.from_numpy(batch).to(reference.device)
         loss = torch.zeros((), device=reference.device)
-        with ColumnTaps(reference.model, reference.layout, self._sample, self._plan, len(parts.names), reference.device) as taps:
+        with ColumnTaps(reference.model, reference.layout, self._sample, self._plan, len(parts.names), reference.device, of_head) as taps:
+            meanwhile()
             for start in range(0, len(tokens), size):
                 loss += self._micro_batch(tokens, slice(start, min(start + size, len(tokens))), parts, taps, last)
         self.losses.append(loss.item())

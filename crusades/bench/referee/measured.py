@@ -38,6 +38,10 @@ class Expected:
     """"layer", "kind", "tensor" → ids (n,) and names."""
     standing: torch.Tensor
     """uint8 (S, n): where a coordinate stands in each step, by the tokens of its batch (`BODY` … `BEFORE`)."""
+    of_head: torch.Tensor | None = None
+    """int64 (h,): coordinates in the head's rows of tokens that no batch had, where their columns are known: of one step alone."""
+    head_columns: torch.Tensor | None = None
+    """(parts, h) float32."""
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,8 @@ class Memory(Protocol):
         ...
 
     def clear(self) -> None:
-        """Zero all of it, the room between the segments too: nobody finds there what another has left."""
+        """Zero all of it, the room between the segments too: nobody finds there what another has left. On a card it is asked for
+        when this returns, and done before whatever else is asked of it in this stream."""
         ...
 
     def close(self) -> None:
@@ -117,7 +118,6 @@ class CudaMemory:
 
     def clear(self) -> None:
         self._whole.zero_()
-        torch.cuda.synchronize()
 
     def attach_frame(self) -> Attach:
         return Attach(kind="cuda", nbytes=self.nbytes, segments=self.offsets, handle=self._handle.hex())
@@ -170,6 +170,18 @@ def host_buffer(elements: int, dtype: torch.dtype, device: str) -> torch.Tensor:
     flat = torch.frombuffer(pages, dtype=torch.uint8).zero_()  # taken now, by all cores, and not page by page when it is pinned
     pages.pin(flat)
     return flat[:nbytes].view(dtype)
+
+
+PIECE_ELEMENTS = 1 << 24
+"""Of a long copy, at a time: 0.6 ms of bf16."""
+
+
+def copy_in_pieces(into: torch.Tensor, flat: torch.Tensor) -> None:
+    """`into.copy_(flat)` for what is copied beside other work, without waiting for the end where both are fit for that. The
+    engine that copies goes on to the end of what it has begun: four bytes of a result would wait a tenth of a second behind six
+    gigabytes."""
+    for target, source in zip(into.split(PIECE_ELEMENTS), flat.split(PIECE_ELEMENTS), strict=True):
+        target.copy_(source, non_blocking=True)
 
 
 def allocate(layout: Layout, device: str) -> Memory:

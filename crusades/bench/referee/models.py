@@ -33,6 +33,9 @@ class Reference:
     initial: torch.Tensor
     """Flat initial weights (elements,) on the host; pinned when the device is a GPU."""
     pretrained: bool
+    _begun: torch.Tensor | None = None
+    """What the memory is being restored to, beside other work (`begin_restore`)."""
+    _beside: Any = None
 
     @property
     def layers(self) -> int:
@@ -49,12 +52,40 @@ class Reference:
         """Number of token ids."""
         return int(self.config["vocab_size"])
 
+    def clear(self) -> None:
+        """Everything zero: weights, moments, and what lies between them; done when this returns."""
+        self._begun = None
+        self.memory.clear()
+        self._wait()
+
     def restore(self, initial: torch.Tensor | None = None) -> None:
         """Initial weights back, moments zero, and nothing between the segments; done when this returns."""
-        self.memory.clear()
-        self.memory.weights.copy_(self.initial if initial is None else initial, non_blocking=True)
+        self._begun = None
+        self._write(self.initial if initial is None else initial)
+        self._wait()
+
+    def begin_restore(self, initial: torch.Tensor | None = None) -> None:
+        """Begin what `restore` does, beside what the device does until `finish_restore`: nothing that needs the shared memory."""
+        if self.device == "cuda" and self._beside is None:
+            self._beside = torch.cuda.Stream()
+        self._begun = self.initial if initial is None else initial
+        with torch.cuda.stream(self._beside):  # on a CPU it is over when it returns
+            self._write(self._begun)
+
+    def finish_restore(self, initial: torch.Tensor | None = None) -> None:
+        """What is left of `restore`, or all of it when nothing was begun, or with other weights, or cleared since."""
+        wanted, begun, self._begun = self.initial if initial is None else initial, self._begun, None
+        self._wait()
+        if begun is not wanted:
+            self.restore(wanted)
+
+    def _wait(self) -> None:
         if self.device == "cuda":
             torch.cuda.synchronize()
+
+    def _write(self, weights: torch.Tensor) -> None:
+        self.memory.clear()
+        memories.copy_in_pieces(self.memory.weights, weights)
 
     def redraw(self, seed: int, into: torch.Tensor | None = None) -> torch.Tensor:
         """New random initial weights (flat, on the host, pinned on a GPU), in `into` if given; pretrained models keep theirs.

@@ -52,18 +52,25 @@ class ExamPool:
         """How many exams this submission may be served now."""
         return sum(e.may_serve(submission_id, commit_block) for s in self._sets for e in s.exams)
 
-    def ensure(self, submission_id: str, commit_block: int, wanted: int) -> Prepared:
-        """Prepare what is missing so that `wanted` exams may serve this submission. Only while no contestant exists."""
+    def ensure(self, submission_id: str, commit_block: int, wanted: int, at_hand: Callable[[torch.Tensor], torch.Tensor] = lambda flat: flat) -> Prepared:
+        """Prepare what is missing so that `wanted` exams may serve this submission. Only while no contestant exists. `at_hand` puts
+        a set's initial weights where they are quickly read several times."""
         started = time.monotonic()
         retired = self._make_room(submission_id, commit_block, wanted)
         missing = max(0, wanted - self.available(submission_id, commit_block))
         if missing:
             fresh = ExamSet(self._reference.redraw(secrets.randbits(62), self._spare.pop() if self._spare else None))
             self._sets.append(fresh)
+            initial = at_hand(fresh.initial)
             for _ in range(missing):
-                fresh.exams.append(prepare_exam(self._reference, self._corpus, self._profile, fresh.initial, self._new_seed()))
-            self._reference.restore(fresh.initial)
+                fresh.exams.append(prepare_exam(self._reference, self._corpus, self._profile, initial, self._new_seed()))
+            self._reference.restore(initial)
         return Prepared(self.available(submission_id, commit_block), missing, time.monotonic() - started, retired)
+
+    def initial_for(self, submission_id: str, commit_block: int) -> torch.Tensor | None:
+        """The initial weights of the exam that `take` is likely to give this submission next; None when it will give none."""
+        left = [(e, s.initial) for s in self._sets for e in s.exams if e.may_serve(submission_id, commit_block)]
+        return next((initial for e, initial in left if e.first_use_block is not None), left[0][1] if left else None)
 
     def take(self, submission_id: str, commit_block: int, block: int) -> tuple[Exam, torch.Tensor]:
         """An exam for one run, and the initial weights it starts from. Raises RefereeFault when none may serve."""

@@ -58,12 +58,12 @@ class Room:
         self.reclaim()
         if not self._cuda:
             return
-        self._overwrite()
         self._baseline = torch.cuda.mem_get_info()[0]
         held = [torch.empty(WORKSPACE, dtype=torch.uint8, device="cuda")]
         held += [torch.empty(SMALL_BYTES, dtype=torch.uint8, device="cuda") for _ in range(SMALL_BLOCKS)]
         if ballast := ballast_of(torch.cuda.mem_get_info()[0], self._promised):
             self._ballast = torch.empty(ballast, dtype=torch.uint8, device="cuda")
+        self._overwrite()  # what others will find; last, because the driver takes its time with memory that was freed
         del held  # stays in our allocator's cache: nobody else can have it
 
     @staticmethod

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -78,6 +79,16 @@ class Outcome:
     logits: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What the referee does while it would wait for the contestant."""
+
+    before: Callable[[], None]
+    """While the contestant gets ready for the run."""
+    after: Callable[[], None]
+    """When the memory has been read for the last time; the contestant then shows its result."""
+
+
 class Session:
     """The referee's side of one contestant's channel."""
 
@@ -104,7 +115,7 @@ class Session:
     def load(self, path: str, rules: dict[str, Any]) -> None:
         """Map the memory, then import the submission; from then on the other side is hostile."""
         memory = self._reference.memory
-        memory.clear()  # the last contestant's weights are in there, or what it has written between the segments
+        self._reference.clear()  # the last contestant's weights are in there, or what it has written between the segments
         self._wire.send(memory.attach_frame())
         if memory.fd is not None:
             self._wire.send_descriptor(memory.fd)
@@ -115,18 +126,20 @@ class Session:
 
     # ---------------------------------------------------------------- a run
 
-    def run(self, index: int, exam: Exam, initial: torch.Tensor, anchor: Anchor | None, allowed_read: float) -> Outcome:
+    def run(self, index: int, exam: Exam, initial: torch.Tensor, anchor: Anchor | None, allowed_read: float, beside: Beside) -> Outcome:
         """One run with one exam; each read takes at most `allowed_read` seconds off the clock. Raises Charged."""
         stage, profile = (Stage.RUN if index else Stage.WARMUP), self._profile
         batches = [np.ascontiguousarray(b).tobytes() for b in exam.batches]
         reader = Reader(self._reference, exam.sample, profile.steps, anchor, allowed_read)
-        self._reference.restore(initial)
+        self._reference.finish_restore(initial)
         self._send(p.Prepare(run=index), stage)
+        beside.before()
         self._expect(p.Ready, stage, profile.deadlines.result)
         if anchor is not None:
             anchor.begin()
         reader.read(0)
         timing, done = self._timed(index, stage, batches, reader)
+        beside.after()
         logits = self._show(exam, done, stage)
         return Outcome(timing, reader.result(), done, logits)
 

@@ -36,6 +36,7 @@ WORDS = {
     "unseen_projection": "the vocabulary's rows of tokens in no batch were not trained in full",
     "unseen_typical_error": "most of the gradient of the vocabulary's rows of tokens in no batch is a little off",
     "unseen_moment_error": "the gradient of the vocabulary's rows of tokens in no batch is a little off",
+    "unseen_group_spread": "the vocabulary's rows of tokens in no batch were not trained on all tokens alike",
     "sequence_attribution": "{where} was not trained on in full",
     "cell_attribution": "the tokens of {where} were not trained on in full",
     "cell_spread": "secret groups of tokens were not all trained on alike",
