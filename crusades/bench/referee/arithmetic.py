@@ -44,4 +44,4 @@ def _high(ratio: torch.Tensor) -> float:
     if not bool(torch.isfinite(ratio).all()):
         return float("nan")
     k = max(1, int(0.999 * ratio.numel()))
-    return float(ratio.kthvalue(k).values)
+    return float(ratio.topk(ratio.numel() - k + 1).values[-1])  # kthvalue(k), which takes a card fourteen times as long

@@ -24,6 +24,12 @@ def softmax_shortcuts(steps: int) -> Iterator[Variant]:
     for parts in (4, 8, 16, 32):
         recipe = Recipe(backward_of_head=sampled_head(1 / parts, every), micro=2)
         yield Variant(f"softmax of a sample, rows not in the batch from 1/{parts} of the tokens", "shortcut", recipe, "softmax, sampled", HEAD * (1 - 1 / parts), "least visible")
+    for parts, where in ((2, every), (8, every), (8, last)):
+        late = where is last
+        recipe = Recipe(backward_of_head=sampled_rows(1 / parts, where), micro=2, first=where[0])
+        words = f"rows not in the batch from 1/{parts} of the tokens, the softmax of all{', last step' if late else ''}"
+        work = HEAD / 3 * (1 - 1 / parts) * len(where) / steps
+        yield Variant(words, "shortcut", recipe, f"softmax, rows{', late' if late else ''}", work, "random")
     recipe = Recipe(backward_of_head=sampled_head(1 / 8, last), micro=2, first=steps - 1)
     yield Variant("softmax of a sample, rows not in the batch from 1/8 of the tokens, last step", "shortcut", recipe, "softmax, sampled, late", HEAD * 7 / 8 / steps, "least visible")
 
@@ -70,6 +76,23 @@ def sampled_head(share: float, steps: tuple[int, ...]) -> Backward:
         dw[seen] = own.t() @ x
         dw[unseen] = (dy[chosen][:, unseen] * (tokens / len(chosen) / total[chosen][:, None]).to(dy.dtype)).t() @ x[chosen]
         return dx, dw
+
+    return backward
+
+
+def sampled_rows(share: float, steps: tuple[int, ...]) -> Backward:
+    """Only the weight gradient of the rows of tokens that are not in the batch is made from a `share` of the batch's tokens,
+    weighted up: the softmax and the hidden states' gradient are the true ones. What is left out is a third of the head."""
+
+    def backward(lab: Lab, step: int, module: nn.Linear, x: torch.Tensor, dy: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor] | None:
+        if step not in steps:
+            return None
+        seen, unseen = vocabulary_of(lab, step, len(module.weight))
+        chosen = lab.random(len(dy)).argsort()[: max(1, int(len(dy) * share))]
+        dw = torch.zeros_like(module.weight)
+        dw[seen] = dy[:, seen].t() @ x
+        dw[unseen] = (dy[chosen][:, unseen] * (len(dy) / len(chosen))).t() @ x[chosen]
+        return None, dw
 
     return backward
 
