@@ -82,7 +82,7 @@ def anchored(exp_avg: torch.Tensor, expected: Expected, adam: Adam, steps: int, 
     scale = even if expected.exp_avg_sq is None else _scale(expected.exp_avg_sq, adam, steps)
     return [
         *_of_gradients(gradients(exp_avg, adam.beta1), scale, even, expected, group_min),
-        _unseen_moments(exp_avg, expected, adam, group_min), _unseen_groups(exp_avg, even, expected, adam, group_min),
+        _unseen_moments(exp_avg, expected, adam, group_min), _unseen_groups(exp_avg, expected, adam, group_min),
     ]  # fmt: skip
 
 
@@ -167,28 +167,40 @@ def _moment_off(before: torch.Tensor, after: torch.Tensor, true: torch.Tensor, a
     return after.float() - made.to(before.dtype).float()
 
 
-EIGHTHS = 8
-"""Secret groups of tokens, each of an eighth of the cells, whose shares of the head's rows are asked for: with more, their noise grows faster than
-what a sample of the tokens does to them (docs/log.md, 2026-11-26)."""
+GROUPS = 32
+"""Secret groups of tokens, each of as many cells, whose shares of the head's rows are looked at."""
 
 
-def _unseen_groups(exp_avg: torch.Tensor, even: torch.Tensor, expected: Expected, adam: Adam, group_min: int) -> Measured:
-    """How much too much or too little of secret groups of the tokens is in the head's rows of tokens that no batch had yet, rms.
-    `exp_avg` (2, n), `even` (1, n).
+def _unseen_groups(exp_avg: torch.Tensor, expected: Expected, adam: Adam, group_min: int) -> Measured:
+    """In the head's rows of tokens that no batch had yet: how much of the first moment's error lies where the gradients of secret
+    groups of tokens differ from that of all, rms over these directions. `exp_avg` (2, n).
 
-    Where hidden states are nearly one vector, those rows' gradient hardly depends on which tokens it is made from: it is right
-    within its rounding although most were left out. The groups' shares, each from all coordinates, are not.
+    Where hidden states are nearly one vector those rows' gradient hardly depends on which tokens it is made from: it is right
+    within its rounding although most were left out. But what is then wrong lies in these few directions, while rounding lies in
+    all. Every coordinate counts in units of √(k · Σ cᵢ²) over its k cells' shares c: the size of its gradient, or of what
+    cancels in it; else the few rows that are likely everywhere hide the others, on an H100 by a factor of ten (docs/log.md).
     """
     assert expected.of_head is not None
     assert expected.head_columns is not None
-    if len(expected.of_head) < group_min:
-        return Measured("unseen_group_spread", (0.0,), ("",))
-    before, after, true, scale = (row[expected.of_head] for row in (exp_avg[0], exp_avg[1], expected.gradient[0], even[0]))
-    off = _moment_off(before, after, true, adam) / (1 - adam.beta1) * scale
     first, last = expected.families["cell"]
-    cells = expected.head_columns[first:last] * scale
-    shares = solve(torch.stack([cells[k::EIGHTHS].sum(0) for k in range(min(EIGHTHS, last - first))]), off)
-    return Measured("unseen_group_spread", (float(shares.square().mean().sqrt()),), ("",))
+    cells = expected.head_columns[first:last]
+    size = (len(cells) * cells.square().sum(0)).sqrt()
+    there = size > 0
+    if int(there.sum()) < group_min:
+        return Measured("unseen_group_spread", (0.0,), ("",))
+    before, after, true = (row[expected.of_head] for row in (exp_avg[0], exp_avg[1], expected.gradient[0]))
+    off = (_moment_off(before, after, true, adam)[there] / (1 - adam.beta1) / size[there]).double()
+    groups = torch.stack([cells[k::GROUPS, there].sum(0) for k in range(min(GROUPS, len(cells)))]).double() / size[there]
+    whole = groups.sum(0) / groups.sum(0).norm()
+    contrasts = groups - (groups @ whole)[:, None] * whole
+    spectrum, directions = torch.linalg.eigh(contrasts @ contrasts.T)
+    usable = spectrum > NO_DIRECTION * spectrum[-1]  # the contrasts add up to nothing: one direction is none
+    along = (directions.T @ (contrasts @ off))[usable] / spectrum[usable].sqrt()
+    return Measured("unseen_group_spread", (float(along.square().mean().sqrt()),), ("",))
+
+
+NO_DIRECTION = 1e-9
+"""Of the largest eigenvalue: below it an eigenvector is rounding."""
 
 
 def _three(own: torch.Tensor, true: torch.Tensor) -> tuple[float, float, float]:
