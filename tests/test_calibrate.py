@@ -138,6 +138,13 @@ def test_limits_and_report_are_made_anew_from_results_alone(calibrate, profile, 
     assert {name: (out / name).read_bytes() for name in made} == made
 
 
+def test_results_of_a_card_can_be_rewritten_where_there_is_none(calibrate, profile, tmp_path, monkeypatch):
+    calibrate()
+    monkeypatch.setattr(cal.torch.cuda, "get_device_name", lambda: pytest.fail("the card was asked for its name"))
+    cal.rewrite(cal.CalibrateConfig(profile_name="tiny", profile=profile, device="cuda", out=tmp_path / "out"))
+    assert "CPU" in (tmp_path / "out" / "report.md").read_text().splitlines()[2], "where they were measured stands in them"
+
+
 def test_without_results_there_is_nothing_to_make_limits_of(profile, tmp_path):
     with pytest.raises(ConfigError, match=r"no results.*without --from-results"):
         cal.rewrite(cal.CalibrateConfig(profile_name="tiny", profile=profile, device="cpu", out=tmp_path))

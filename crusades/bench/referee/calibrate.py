@@ -6,6 +6,7 @@ again. Each exam has a seed derived from its number, so that a resumed run goes 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import platform
 import re
@@ -122,7 +123,8 @@ def rewrite(config: CalibrateConfig) -> None:
     """
     log = config.out / "results.jsonl"
     header = next(iter(read_headers(log)), {})
-    done = open_results(log, header_of(config) | {place: header.get(place) for place in PLACE}) if header else []
+    here = header_of(dataclasses.replace(config, device="cpu"))  # what was measured elsewhere needs no card here
+    done = open_results(log, here | {place: header.get(place) for place in PLACE}) if header else []
     if not any(r.population == "honest" and not r.error for r in done):
         raise ConfigError(f"{log} has no results to take limits from: run the same command without --from-results")
     wanted: list[Variant] = []
