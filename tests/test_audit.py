@@ -236,6 +236,16 @@ def test_rows_without_any_gradient_are_no_ground_to_judge_on(world):
     assert audits._unseen_groups(torch.zeros(2, COORDINATES), expected, ADAM, 10).values == (0.0,)
 
 
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("which", [slice(None), slice(0, 10)])
+def test_rows_whose_gradient_is_no_number_do_not_pass(world, broken, which):
+    columns = torch.randn(64, COORDINATES, generator=torch.Generator().manual_seed(5))
+    columns[:, which] = broken
+    expected = dataclasses.replace(world.expected, gradient=columns.sum(0)[None], families={"cell": (0, 64)}, of_head=torch.arange(COORDINATES), head_columns=columns)
+    spread = audits._unseen_groups(torch.zeros(2, COORDINATES), expected, ADAM, 10).values[0]
+    assert math.isnan(spread) or broken == 1e30, "a number, however large, is for other statistics, and no reason to raise"
+
+
 def test_the_medians_of_groups_are_those_of_each_group_by_itself():
     generator = torch.Generator().manual_seed(4)
     off, ids = torch.rand(1000, generator=generator), torch.randint(0, 7, (1000,), generator=generator)

@@ -167,6 +167,32 @@ async def test_a_slot_that_ends_takes_the_one_that_waits_along(tmp_path, monkeyp
     assert ahead.made[0].killed
 
 
+@pytest.mark.parametrize("error", [SandboxFault("no room for another group"), OSError("too many open files")])
+async def test_runs_are_not_lost_because_the_next_sandbox_cannot_start(tmp_path, monkeypatch, error):
+    ahead = Ahead(tmp_path, monkeypatch, keeps_warm=True)
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(evaluate, "start_contestant", fail)
+    assert (await ahead.slot.evaluate(make_job())).verdict == "accepted"
+    with pytest.raises(type(error)):
+        await ahead.slot.warm()
+
+
+async def test_two_processes_without_walls_have_words_of_their_own(tmp_path):
+    config = dataclasses.replace(make_slot(tmp_path).config, sandboxed=False)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        one = contestant.start_contestant(config, theirs, None)
+        os.write(one._box._output.fileno(), b"the last words")
+        await one.kill()
+        other = contestant.start_contestant(config, theirs, None)
+        await other.kill()
+    assert "the last words" in one.output_tail()
+    assert "the last words" not in other.output_tail()
+
+
 async def test_nobody_is_started_where_nobody_is_expected(tmp_path, monkeypatch):
     ahead = Ahead(tmp_path, monkeypatch)
     await ahead.slot.evaluate(make_job())

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from crusades import hparams
+from crusades.bench.referee.anchor import Keeper
 from crusades.bench.referee.data import SyntheticCorpus, TokenCorpus
 from crusades.bench.referee.dice import Dice
 from crusades.bench.referee.exam import prepare_exam
@@ -165,8 +166,8 @@ def initials(pool, names):
 
 def test_the_buffer_of_retired_weights_is_used_again(pool):
     found = initials(pool, "abcdef")
-    assert len({id(initial) for initial in found}) < 6
-    assert len({id(each.initial) for each in pool._sets}) == len(pool._sets), "no buffer serves two sets at a time"
+    assert len({initial.data_ptr() for initial in found}) < 6
+    assert len({each.initial.data_ptr() for each in pool._sets}) == len(pool._sets), "no buffer serves two sets at a time"
 
 
 def test_weights_that_every_set_shares_are_never_drawn_over(reference, corpus, profile):
@@ -242,6 +243,19 @@ def test_the_weights_that_are_foretold_are_those_of_the_next_exam(pool):
     assert pool.take("a", 10, 20)[1] is foretold
     assert pool.take("a", 10, 20)[1] is pool.initial_for("b", 10)
     assert pool.initial_for("a", 10) is None, "it was served all"
+
+
+def test_exams_are_made_from_the_weights_that_their_runs_start_from_although_sets_share_memory(reference, corpus, profile):
+    """The memory of a retired set is used again; a copy of what was in it must not pass for a copy of the new weights."""
+    profile = msgspec.structs.replace(profile, exam_pool=2, audit=msgspec.structs.replace(profile.audit, anchored_runs=1))
+    pool, keeper = ExamPool(reference, corpus, profile), Keeper(reference, profile)
+    for block in range(3):
+        pool.ensure(f"miner {block}", 10 * (block + 1), 2, keeper.load)
+        exam, initial = pool.take(f"miner {block}", 10 * (block + 1), 10 * block + 5)
+        assert torch.equal(exam.weights[0], initial[exam.sample.index])
+        assert keeper.load(initial) is keeper._buffer  # as after a comparison
+    assert len({s.initial.data_ptr() for s in pool._sets}) == 1, "nothing is shown where every set has memory of its own"
+    assert pool._spare == []
 
 
 def test_every_tensor_is_sampled(reference):

@@ -152,16 +152,16 @@ class _PlainBox:
 
     def __init__(self, config: SlotConfig, channel: socket.socket) -> None:
         self.limits = {"sandbox": "none"}
-        self._log = config.workdir / "contestant.log"
+        # its own: the next one may start before this one's is read
+        self._output = tempfile.TemporaryFile(dir=config.workdir)  # noqa: SIM115 - as long as the process
         environment = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH", "LANG") if key in os.environ}
         environment["GOMP_SPINCOUNT"] = ENVIRONMENT["GOMP_SPINCOUNT"]  # as in the sandbox: a busy machine would end a run at its deadline
         environment |= {"HOME": str(config.workdir), "CRUSADES_CHANNEL_FD": str(channel.fileno()), "TMPDIR": tempfile.gettempdir()}
         environment |= {"HF_HUB_OFFLINE": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": str(config.index) if config.device == "cuda" else ""}
-        with self._log.open("wb") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", str(PACKAGE / "bench" / "inside" / "main.py")], stdin=subprocess.DEVNULL, stdout=output,
-                stderr=subprocess.STDOUT, pass_fds=(channel.fileno(),), env=environment, cwd=config.workdir, start_new_session=True,
-            )  # fmt: skip
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", str(PACKAGE / "bench" / "inside" / "main.py")], stdin=subprocess.DEVNULL, stdout=self._output,
+            stderr=subprocess.STDOUT, pass_fds=(channel.fileno(),), env=environment, cwd=config.workdir, start_new_session=True,
+        )  # fmt: skip
         self._tail_bytes = config.hparams.sandbox.output_bytes
 
     @property
@@ -186,4 +186,5 @@ class _PlainBox:
         await self.wait()
 
     def output_tail(self) -> str:
-        return self._log.read_bytes()[-self._tail_bytes :].decode("utf-8", "replace")
+        size = os.fstat(self._output.fileno()).st_size
+        return os.pread(self._output.fileno(), self._tail_bytes, max(0, size - self._tail_bytes)).decode("utf-8", "replace")

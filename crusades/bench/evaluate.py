@@ -235,7 +235,10 @@ class Slot:
         job.on_progress("comparing anchored steps")
         await self._contestant.kill()
         if self.config.keeps_warm and self._next is None:
-            self._next = self._start_contestant()  # what it imports takes seconds, and no clock is running now
+            try:
+                self._next = self._start_contestant()  # what it imports takes seconds, and no clock is running now
+            except (SandboxFault, OSError) as error:  # no reason to lose this one's runs; `_connect` will try again, and say
+                log.warning("slot %s: the next sandbox could not be started ahead: %s", self.config.name, error)
         compared = await self._ask(p.CompareAnchors(), p.AnchorsCompared, 60.0 + 120.0 * self._profile.audit.anchored_runs)
         audits = {found.place: found.audit for found in compared.runs}
         runs = [msgspec.structs.replace(run, audit=audits.get(place, run.audit)) for place, run in enumerate(runs)]

@@ -136,6 +136,7 @@ class Keeper:
         """A contestant that is to make `runs` runs, a warm-up first: draw the secret choice."""
         self._finish()
         self.kept.clear()
+        self._holds = None
         self._place, self._turn = 0, -1
         dice = secrets.SystemRandom()
         chosen = [*dice.sample(range(1, runs), runs - 1), 0][: len(self._host)]
@@ -179,10 +180,11 @@ class Keeper:
             return
         place = len(self.kept)
         number, self._place = self._place, self._place + 1
-        for step in anchor.kept:
+        for step in anchor.kept or self._steps[:1]:
             read, moments = reads.weights[step].cpu(), reads.exp_avg[step : step + 2].cpu()
-            self.kept.append(Kept(number, step, exam, self._host[place], initial, read, moments, claims, tuple(measured)))
-            self._holds = self.kept[-1]
+            if step in anchor.kept:
+                self.kept.append(Kept(number, step, exam, self._host[place], initial, read, moments, claims, tuple(measured)))
+                self._holds = self.kept[-1]
         self._copying = now_ns()
         self._copy(place)
 

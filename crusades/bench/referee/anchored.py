@@ -154,4 +154,3 @@ def fine_parts(exam: Exam, step: int, profile: Profile, device: str) -> Parts:
 
 def _at(step: int, steps: int, value: T, other: T) -> tuple[T, ...]:
     return tuple(value if s == step else other for s in range(steps))
-

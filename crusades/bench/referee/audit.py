@@ -184,15 +184,17 @@ def _unseen_groups(exp_avg: torch.Tensor, expected: Expected, adam: Adam, group_
     assert expected.head_columns is not None
     first, last = expected.families["cell"]
     cells = expected.head_columns[first:last]
-    size = (len(cells) * cells.square().sum(0)).sqrt()
-    there = size > 0
-    if int(there.sum()) < group_min:
+    size = (len(cells) * torch.linalg.vector_norm(cells, dim=0, dtype=torch.float64).square()).sqrt()
+    there = ~(size == 0)
+    if int(there.sum()) < group_min or len(cells) < 2:
         return Measured("unseen_group_spread", (0.0,), ("",))
     before, after, true = (row[expected.of_head] for row in (exp_avg[0], exp_avg[1], expected.gradient[0]))
-    off = (_moment_off(before, after, true, adam)[there] / (1 - adam.beta1) / size[there]).double()
-    groups = torch.stack([cells[k::GROUPS, there].sum(0) for k in range(min(GROUPS, len(cells)))]).double() / size[there]
+    off = _moment_off(before, after, true, adam)[there].double() / (1 - adam.beta1) / size[there]
+    groups = torch.stack([cells[k::GROUPS, there].sum(0, dtype=torch.float64) for k in range(min(GROUPS, len(cells)))]) / size[there]
     whole = groups.sum(0) / groups.sum(0).norm()
     contrasts = groups - (groups @ whole)[:, None] * whole
+    if not bool(contrasts.isfinite().all()):  # eigh may raise on what is no number, and that would be our fault
+        return Measured("unseen_group_spread", (math.nan,), ("",))
     spectrum, directions = torch.linalg.eigh(contrasts @ contrasts.T)
     usable = spectrum > NO_DIRECTION * spectrum[-1]  # the contrasts add up to nothing: one direction is none
     along = (directions.T @ (contrasts @ off))[usable] / spectrum[usable].sqrt()

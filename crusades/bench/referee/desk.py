@@ -25,7 +25,7 @@ from crusades.bench.referee.models import Reference, load_reference
 from crusades.bench.referee.pool import ExamPool, matmul_tflops
 from crusades.bench.referee.reads import Reader, idle_read
 from crusades.bench.referee.room import Room
-from crusades.bench.referee.session import Beside, Charged, Outcome, Session, charge
+from crusades.bench.referee.session import Charged, Outcome, Session, charge
 from crusades.bench.referee.wire import Wire
 from crusades.errors import ConfigError, DeviceFault, RefereeFault, SandboxFault
 from crusades.hparams import Profile
@@ -186,7 +186,7 @@ class Desk:
         exam, initial = self._pool.take(order.submission_id, order.commit_block, order.block)
         anchor = self._keeper.anchor(repeats=order.repeats)
         try:
-            outcome = session.run(order.index, exam, initial, anchor, self._allowed_read, self._beside(order, exam))
+            outcome = session.run(order.index, exam, initial, anchor, self._allowed_read, meanwhile=lambda: self._run_over(order, exam))
             measured = self._measure(outcome, exam)
         except Charged as failure:
             return p.Ran(reason=failure.reason, contestant_gone=failure.gone)
@@ -203,19 +203,12 @@ class Desk:
             self._keeper.keep(anchor, exam, initial, outcome.reads, measured, Claims(outcome.done.final_loss, outcome.logits))
         return p.Ran(run=run, reason=reason)
 
-    def _beside(self, order: p.DoRun, exam: Exam) -> Beside:
-        """What the audit needs comes to the device while the contestant gets ready, and the next run's weights while it shows its
-        result and is audited."""
-
-        def before() -> None:
-            self._expected = expected_of(exam, self._device)
-
-        def after() -> None:
-            assert self._reference is not None
-            if (following := self._pool.initial_for(order.submission_id, order.commit_block)) is not None:
-                self._reference.begin_restore(following)
-
-        return Beside(before, after)
+    def _run_over(self, order: p.DoRun, exam: Exam) -> None:
+        """While the contestant shows its result: what the audit needs comes to the device, then the next run's weights."""
+        assert self._reference is not None
+        self._expected = expected_of(exam, self._device)
+        if (following := self._pool.initial_for(order.submission_id, order.commit_block)) is not None:
+            self._reference.begin_restore(following)
 
     def _run_record(self, order: p.DoRun, outcome: Outcome, audit: Audit) -> Run:
         tokens = self._profile.steps * self._profile.batch_size * self._profile.sequence_length
@@ -273,4 +266,6 @@ class Desk:
         if self._session is not None:
             self._session.close()
             self._session = None
+        if self._reference is not None:
+            self._reference.abandon_restore()
         self._room.wait()

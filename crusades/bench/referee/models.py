@@ -68,16 +68,24 @@ class Reference:
         """Begin what `restore` does, beside what the device does until `finish_restore`: nothing that needs the shared memory."""
         if self.device == "cuda" and self._beside is None:
             self._beside = torch.cuda.Stream()
+        if self._beside is not None:
+            self._beside.wait_stream(torch.cuda.current_stream())
         self._begun = self.initial if initial is None else initial
         with torch.cuda.stream(self._beside):  # on a CPU it is over when it returns
             self._write(self._begun)
 
     def finish_restore(self, initial: torch.Tensor | None = None) -> None:
         """What is left of `restore`, or all of it when nothing was begun, or with other weights, or cleared since."""
-        wanted, begun, self._begun = self.initial if initial is None else initial, self._begun, None
-        self._wait()
+        wanted, begun = self.initial if initial is None else initial, self._begun
+        self.abandon_restore()
         if begun is not wanted:
             self.restore(wanted)
+
+    def abandon_restore(self) -> None:
+        """Wait for what was begun, if anything was, and do not count on it: the memory is wanted for something else."""
+        self._begun = None
+        if self._beside is not None:
+            self._beside.synchronize()
 
     def _wait(self) -> None:
         if self.device == "cuda":
@@ -88,7 +96,8 @@ class Reference:
         memories.copy_in_pieces(self.memory.weights, weights)
 
     def redraw(self, seed: int, into: torch.Tensor | None = None) -> torch.Tensor:
-        """New random initial weights (flat, on the host, pinned on a GPU), in `into` if given; pretrained models keep theirs.
+        """New random initial weights (flat, on the host, pinned on a GPU), in the memory of `into` if given, which is another
+        tensor all the same: whoever has a copy of the old ones can tell. Pretrained models keep theirs.
 
         Biases are zero, norms one, matrices N(0, initializer_range), as Hugging Face initialises the Llama family.
         """
@@ -104,7 +113,7 @@ class Reference:
             elif kind != "bias":
                 view.normal_(0.0, std, generator=generator)
         host = memories.host_buffer(self.layout.elements, self.layout.dtype, self.device) if into is None else into
-        return host.copy_(flat)
+        return host.copy_(flat).detach()
 
 
 def read_config(name: str) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from crusades.errors import ConfigError, DeviceFault
 
 FREE_MARGIN = 1 << 30
 """Bytes of device memory left alone when free memory is overwritten."""
+FILL = 0xA5
+"""What free memory is overwritten with."""
 WORKSPACE = 2 << 30
 """Bytes the referee keeps in its allocator during an evaluation, so that a contestant that fills the card fails itself."""
 SMALL_BLOCKS, SMALL_BYTES = 64, 512 << 10
@@ -63,6 +65,9 @@ class Room:
         held += [torch.empty(SMALL_BYTES, dtype=torch.uint8, device="cuda") for _ in range(SMALL_BLOCKS)]
         if ballast := ballast_of(torch.cuda.mem_get_info()[0], self._promised):
             self._ballast = torch.empty(ballast, dtype=torch.uint8, device="cuda")
+        for own in (*held, self._ballast):
+            if own is not None:
+                own.fill_(FILL)
         self._overwrite()  # what others will find; last, because the driver takes its time with memory that was freed
         del held  # stays in our allocator's cache: nobody else can have it
 
@@ -71,7 +76,7 @@ class Room:
         free = torch.cuda.mem_get_info()[0] - FREE_MARGIN
         if free > 0:
             waste = torch.empty(free, dtype=torch.uint8, device="cuda")
-            waste.fill_(0xA5)
+            waste.fill_(FILL)
             torch.cuda.synchronize()
             del waste
             torch.cuda.empty_cache()

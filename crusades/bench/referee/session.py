@@ -79,16 +79,6 @@ class Outcome:
     logits: torch.Tensor
 
 
-@dataclass(frozen=True)
-class Beside:
-    """What the referee does while it would wait for the contestant."""
-
-    before: Callable[[], None]
-    """While the contestant gets ready for the run."""
-    after: Callable[[], None]
-    """When the memory has been read for the last time; the contestant then shows its result."""
-
-
 class Session:
     """The referee's side of one contestant's channel."""
 
@@ -126,21 +116,20 @@ class Session:
 
     # ---------------------------------------------------------------- a run
 
-    def run(self, index: int, exam: Exam, initial: torch.Tensor, anchor: Anchor | None, allowed_read: float, beside: Beside) -> Outcome:
-        """One run with one exam; each read takes at most `allowed_read` seconds off the clock. Raises Charged."""
+    def run(self, index: int, exam: Exam, initial: torch.Tensor, anchor: Anchor | None, allowed_read: float, meanwhile: Callable[[], None]) -> Outcome:
+        """One run with one exam; each read takes at most `allowed_read` seconds off the clock. `meanwhile` is called when the memory
+        has been read for the last time, while the contestant shows its result. Raises Charged."""
         stage, profile = (Stage.RUN if index else Stage.WARMUP), self._profile
         batches = [np.ascontiguousarray(b).tobytes() for b in exam.batches]
         reader = Reader(self._reference, exam.sample, profile.steps, anchor, allowed_read)
         self._reference.finish_restore(initial)
         self._send(p.Prepare(run=index), stage)
-        beside.before()
         self._expect(p.Ready, stage, profile.deadlines.result)
         if anchor is not None:
             anchor.begin()
         reader.read(0)
         timing, done = self._timed(index, stage, batches, reader)
-        beside.after()
-        logits = self._show(exam, done, stage)
+        logits = self._show(exam, done, stage, meanwhile)
         return Outcome(timing, reader.result(), done, logits)
 
     def _timed(self, index: int, stage: Stage, batches: list[bytes], reader: Reader) -> tuple[Timing, p.Done]:
@@ -163,12 +152,13 @@ class Session:
         # row 0 was read before the clock started
         return Timing(reader.steps_of(started, marks), sum(reader.read_seconds[1:]), sum(reader.copy_seconds[1:]), sum(reader.excess[1:])), claim
 
-    def _show(self, exam: Exam, done: p.Done, stage: Stage) -> torch.Tensor:
+    def _show(self, exam: Exam, done: p.Done, stage: Stage, meanwhile: Callable[[], None]) -> torch.Tensor:
         rows, positions, vocabulary = self._profile.batch_size, self._profile.sequence_length - 1, self._reference.vocabulary
         if tuple(done.logits_shape) != (rows, positions, vocabulary):
             shape = "×".join(map(str, done.logits_shape))
             raise charge("bad-result", stage, f"final_logits has shape {shape}; expected {rows}×{positions}×{vocabulary}", measured=shape)
         self._send(p.Show(rows=tuple(exam.logit_rows.tolist()), columns=tuple(exam.logit_columns.tolist())), stage)
+        meanwhile()
         _, payload = self._receive(p.Logits, stage, self._profile.deadlines.result)
         expected = exam.logits.numel() * 4
         if len(payload) != expected:
