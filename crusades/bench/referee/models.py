@@ -54,13 +54,13 @@ class Reference:
 
     def clear(self) -> None:
         """Everything zero: weights, moments, and what lies between them; done when this returns."""
-        self._begun = None
+        self.abandon_restore()
         self.memory.clear()
         self._wait()
 
     def restore(self, initial: torch.Tensor | None = None) -> None:
         """Initial weights back, moments zero, and nothing between the segments; done when this returns."""
-        self._begun = None
+        self.abandon_restore()
         self._write(self.initial if initial is None else initial)
         self._wait()
 
