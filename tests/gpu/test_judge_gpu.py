@@ -13,7 +13,7 @@ import pytest
 import torch
 import trio
 
-from crusades import hparams, nvml
+from crusades import hparams
 from crusades.bench.evaluate import Job, open_slot
 from crusades.bench.local import BenchConfig, bench_slot
 from crusades.bench.referee.data import SyntheticCorpus
@@ -81,14 +81,6 @@ HONEST = {
     "torch.compile": COMPILED,
     "CUDA graphs": COMPILED.replace("torch.compile(loss_and_logits)", 'torch.compile(loss_and_logits, mode="reduce-overhead")').replace("logits.detach()", "logits.detach().clone()"),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def library():
-    """The driver's, on a machine with a card."""
-    if not nvml.devices():
-        pytest.skip("no NVIDIA card answers here")
-    return nvml.load()
 
 
 def widened(limit):
