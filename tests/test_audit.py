@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from crusades.bench.referee import audit as audits
+from crusades.bench.referee import unseen
 from crusades.bench.referee.measured import BEFORE
 from crusades.bench.referee.verdict import finite_result, judge, reason_of
 
@@ -193,7 +194,7 @@ def test_the_rounding_of_an_old_moment_is_no_error_of_the_gradient(world):
         after = (before.float() * ADAM.beta1 + factor * true[0] * (1 - ADAM.beta1)).bfloat16()
         moments = torch.stack([before, after])
         plain = (audits.gradients(moments, ADAM.beta1)[0] - true[0]).abs().mean() / true.abs().mean()
-        return float(plain), audits._unseen_moments(moments, expected, ADAM, 10).values[0]
+        return float(plain), unseen.moment_error(moments, expected, ADAM, 10).values[0]
 
     plain, honest = off(1.0)
     assert honest == 0.0
@@ -220,7 +221,7 @@ def test_tokens_left_out_are_seen_in_rows_whose_gradient_hardly_depends_on_them(
 
     def found(gradient: torch.Tensor, least: int = 10, dtype: torch.dtype = torch.bfloat16) -> tuple[float, float]:
         moments = torch.stack([before.to(dtype), (before.float() * ADAM.beta1 + gradient * (1 - ADAM.beta1)).to(dtype)])
-        return audits._unseen_moments(moments, expected, ADAM, 10).values[0], audits._unseen_groups(moments, expected, ADAM, least).values[0]
+        return unseen.moment_error(moments, expected, ADAM, 10).values[0], unseen.group_spread(moments, expected, ADAM, least).values[0]
 
     honest = found(true * (1 + 0.002 * torch.randn(COORDINATES, generator=generator)))
     cheat = found(8 * columns[torch.randperm(64, generator=generator)[:8]].sum(0))
@@ -233,7 +234,7 @@ def test_tokens_left_out_are_seen_in_rows_whose_gradient_hardly_depends_on_them(
 def test_rows_without_any_gradient_are_no_ground_to_judge_on(world):
     expected = dataclasses.replace(world.expected, gradient=torch.zeros(1, COORDINATES), families={"cell": (0, 64)},
                                    of_head=torch.arange(COORDINATES), head_columns=torch.zeros(64, COORDINATES))  # fmt: skip
-    assert audits._unseen_groups(torch.zeros(2, COORDINATES), expected, ADAM, 10).values == (0.0,)
+    assert unseen.group_spread(torch.zeros(2, COORDINATES), expected, ADAM, 10).values == (0.0,)
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), 1e30])
@@ -242,7 +243,7 @@ def test_rows_whose_gradient_is_no_number_do_not_pass(world, broken, which):
     columns = torch.randn(64, COORDINATES, generator=torch.Generator().manual_seed(5))
     columns[:, which] = broken
     expected = dataclasses.replace(world.expected, gradient=columns.sum(0)[None], families={"cell": (0, 64)}, of_head=torch.arange(COORDINATES), head_columns=columns)
-    spread = audits._unseen_groups(torch.zeros(2, COORDINATES), expected, ADAM, 10).values[0]
+    spread = unseen.group_spread(torch.zeros(2, COORDINATES), expected, ADAM, 10).values[0]
     assert math.isnan(spread) or broken == 1e30, "a number, however large, is for other statistics, and no reason to raise"
 
 

@@ -4,7 +4,7 @@ The anchored step of a run is compared at the contestant's own weights (`referee
 nobody knows beforehand which it will be. What a program could gain by shirking a late step in the runs that happen not to be
 anchored there is its speed in them; so that speed is not paid.
 
-One step in thirty takes 2 to 8 % longer by accident (docs/log.md, 2026-11-26). Where that is a verified one, it
+One step in thirty takes 2 to 13 % longer by accident (docs/log.md, 2026-11-26). Where that is a verified one, it
 must not slow the other runs down: what is known of honest steps is also how long this one took at most in the other runs, and
 how long the fastest step took that was verified anywhere, since late steps do the same work.
 """
@@ -33,7 +33,7 @@ def credited(runs: Sequence[Run], anchored: Mapping[int, int], tolerance: float)
     floors = {}
     for step, seconds in verified.items():
         elsewhere = (runs[place].step_seconds[step] for place in counted if anchored.get(place) != step)
-        floors[step] = (1 - tolerance) * min(seconds, max(shortest, *elsewhere, 0.0))
+        floors[step] = (1 - tolerance) * min(seconds, max([shortest, *elsewhere]))
     return [_credit(run, floors) if run.scored else run for run in runs]
 
 

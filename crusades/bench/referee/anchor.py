@@ -26,13 +26,15 @@ import torch
 
 from crusades.bench.referee.audit import Measured, Reads
 from crusades.bench.referee.exam import Exam
-from crusades.bench.referee.memory import PIECE_ELEMENTS, copy_in_pieces, host_buffer
+from crusades.bench.referee.memory import Beside, host_buffer
 from crusades.bench.referee.models import Reference
 from crusades.bench.referee.reads import hold, now_ns, slowest
 from crusades.hparams import Profile
 
 CHUNK_ELEMENTS = 1 << 27
 """Elements copied at a time; what is not kept goes into one chunk's worth of memory."""
+PIECE_ELEMENTS = 1 << 24
+"""Copied to the host at a time; what is not kept goes into one piece's worth of it."""
 PAUSE_ROOM = 1.25
 """How many times as long as the slowest copy on the idle device every pause is."""
 
@@ -116,7 +118,7 @@ class Keeper:
         self._place, self._turn, self._step_of = 0, -1, dict[int, int]()
         self.pause = self._rest = 0.0
         self._copying = 0
-        self._stream = torch.cuda.Stream() if reference.device == "cuda" else None
+        self._beside = Beside(reference.device)
         self._holds: Kept | torch.Tensor | None = None
         """Whose weights the buffer has, or which initial weights."""
 
@@ -158,17 +160,15 @@ class Keeper:
 
     def _copy(self, place: int) -> None:
         assert self._buffer is not None
-        with torch.cuda.stream(self._stream):  # nothing on a CPU, where the copy is over when it returns
-            if place < len(self._host):
-                copy_in_pieces(self._host[place], self._buffer)
-            else:
-                for piece in self._buffer.split(len(self._waste)):
-                    self._waste[: len(piece)].copy_(piece, non_blocking=True)
+        pieces = self._buffer.split(len(self._waste))
+        into = self._host[place].split(len(self._waste)) if place < len(self._host) else [self._waste] * len(pieces)
+        with self._beside.begin():
+            for target, piece in zip(into, pieces, strict=True):
+                target[: len(piece)].copy_(piece, non_blocking=True)
 
     def _finish(self) -> None:
         if self._copying:
-            if self._stream is not None:
-                self._stream.synchronize()
+            self._beside.finish()
             hold(self._copying, self._rest)
             self._copying = 0
 
@@ -193,13 +193,13 @@ class Keeper:
         self._finish()
         return self._buffer if self._buffer is not None and self._holds is kept else kept.weights
 
-    def load(self, initial: torch.Tensor, copy: Callable[[torch.Tensor, torch.Tensor], object] = torch.Tensor.copy_) -> torch.Tensor:
-        """`initial` (elements,) where the copies of a run were, brought there by `copy` (into, from) if they are not: only when no
-        contestant exists, and the last that is asked of the copy that was there."""
+    def load(self, initial: torch.Tensor) -> torch.Tensor:
+        """`initial` (elements,) where the copies of a run were, brought there if it is not: only when no contestant exists, and the
+        last that is asked of the copy that was there."""
         self._finish()
         if self._buffer is None:
             return initial
         if self._holds is not initial:
             self._holds = initial
-            copy(self._buffer, initial)
+            self._buffer.copy_(initial, non_blocking=True)
         return self._buffer

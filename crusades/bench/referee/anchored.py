@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -21,7 +22,7 @@ from crusades.bench.referee.audit import UNSEEN, Adam, Measured
 from crusades.bench.referee.columns import Parts, draw_parts, head_of
 from crusades.bench.referee.dice import Dice
 from crusades.bench.referee.exam import Exam, ReferencePass
-from crusades.bench.referee.memory import copy_in_pieces
+from crusades.bench.referee.memory import Beside
 from crusades.bench.referee.models import Reference
 from crusades.bench.referee.verdict import PREFIX, result_statistics
 from crusades.hparams import Profile
@@ -29,45 +30,26 @@ from crusades.hparams import Profile
 T = TypeVar("T")
 
 
-class Carrier:
-    """Brings flat tensors from the host to the device, beside whatever the device computes; on a CPU at once."""
-
-    def __init__(self, device: str) -> None:
-        self._stream = torch.cuda.Stream() if device == "cuda" else None
-
-    def begin(self, into: torch.Tensor, flat: torch.Tensor) -> None:
-        """`into` is written when what was asked of the device until now is done with it."""
-        if self._stream is not None:
-            self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            copy_in_pieces(into, flat)
-
-    def wait(self) -> None:
-        """What is asked of the device from now on finds everything there."""
-        if self._stream is not None:
-            torch.cuda.current_stream().wait_stream(self._stream)
-
-
-def compare_all(keeper: Keeper, reference: Reference, profile: Profile, expected_of: Callable[[Exam], audits.Expected], adam: Adam) -> Iterator[tuple[Kept, list[Measured]]]:
+def compare_all(keeper: Keeper, reference: Reference, profile: Profile, expected_of: Callable[[Exam], audits.Expected], adam: Adam) -> list[tuple[Kept, list[Measured]]]:
     """Every run that was kept, in the order of the runs, with its anchored step's statistics. Only when no contestant exists."""
-    carrier, order = Carrier(reference.device), keeper.kept[::-1]  # the last one's copy is still on the device
+    memory, beside, order = reference.memory, Beside(reference.device), keeper.kept[::-1]  # the last one's copy is still on the device
     found: list[tuple[Kept, list[Measured]]] = []
-    memory = reference.memory
     if order:
         memory.weights.copy_(keeper.at_hand(order[0]), non_blocking=True)
-    for kept, following in zip(order, [*order[1:], None], strict=False):
+    for kept, following in itertools.zip_longest(order, order[1:]):
 
         def bring(kept: Kept = kept, following: Kept | None = following) -> None:
-            keeper.load(kept.initial, carrier.begin)
-            if following is not None:
-                carrier.begin(memory.exp_avg, following.weights)
+            with beside.begin():
+                keeper.load(kept.initial)
+                if following is not None:
+                    memory.exp_avg.copy_(following.weights, non_blocking=True)
 
         statistics = compare_here(kept, reference, profile, expected_of(kept.exam), adam, meanwhile=bring)
-        carrier.wait()
+        beside.join()
         found.append((kept, [*statistics, _reach(kept, keeper.load(kept.initial), reference, profile, adam)]))
         if following is not None:
             memory.weights.copy_(memory.exp_avg)
-    yield from reversed(found)
+    return found[::-1]
 
 
 def compare(kept: Kept, initial: torch.Tensor, reference: Reference, profile: Profile, expected: audits.Expected, adam: Adam) -> list[Measured]:

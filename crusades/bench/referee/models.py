@@ -35,7 +35,9 @@ class Reference:
     pretrained: bool
     _begun: torch.Tensor | None = None
     """What the memory is being restored to, beside other work (`begin_restore`)."""
-    _beside: Any = None
+
+    def __post_init__(self) -> None:
+        self._beside = memories.Beside(self.device)
 
     @property
     def layers(self) -> int:
@@ -66,12 +68,8 @@ class Reference:
 
     def begin_restore(self, initial: torch.Tensor | None = None) -> None:
         """Begin what `restore` does, beside what the device does until `finish_restore`: nothing that needs the shared memory."""
-        if self.device == "cuda" and self._beside is None:
-            self._beside = torch.cuda.Stream()
-        if self._beside is not None:
-            self._beside.wait_stream(torch.cuda.current_stream())
         self._begun = self.initial if initial is None else initial
-        with torch.cuda.stream(self._beside):  # on a CPU it is over when it returns
+        with self._beside.begin():
             self._write(self._begun)
 
     def finish_restore(self, initial: torch.Tensor | None = None) -> None:
@@ -84,8 +82,7 @@ class Reference:
     def abandon_restore(self) -> None:
         """Wait for what was begun, if anything was, and do not count on it: the memory is wanted for something else."""
         self._begun = None
-        if self._beside is not None:
-            self._beside.synchronize()
+        self._beside.finish()
 
     def _wait(self) -> None:
         if self.device == "cuda":
@@ -93,7 +90,7 @@ class Reference:
 
     def _write(self, weights: torch.Tensor) -> None:
         self.memory.clear()
-        memories.copy_in_pieces(self.memory.weights, weights)
+        self.memory.weights.copy_(weights, non_blocking=True)
 
     def redraw(self, seed: int, into: torch.Tensor | None = None) -> torch.Tensor:
         """New random initial weights (flat, on the host, pinned on a GPU), in the memory of `into` if given, which is another
