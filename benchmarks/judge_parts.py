@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -18,11 +20,12 @@ from crusades.bench.referee.anchored import compare, compare_all, out_of_reach
 from crusades.bench.referee.columns import ColumnTaps
 from crusades.bench.referee.data import open_corpus
 from crusades.bench.referee.desk import expected_of
-from crusades.bench.referee.exam import ReferencePass, optimizer_settings, prepare_exam
+from crusades.bench.referee.exam import Exam, ReferencePass, optimizer_settings, prepare_exam
 from crusades.bench.referee.memory import host_buffer
-from crusades.bench.referee.models import load_reference
+from crusades.bench.referee.models import Reference, load_reference
 from crusades.bench.referee.reads import Reader, idle_read
 from crusades.bench.referee.room import Room
+from crusades.hparams import Profile
 
 
 def main() -> None:
@@ -66,26 +69,32 @@ def main() -> None:
     expected = timed("what is expected, to the device", expected_of, exam, given.device)
     timed("where the coordinates stand", exam.standing, profile.steps - 1, repeat=2)
     timed("audit", audits.audit, reader.result(), expected, adam, profile.audit.group_min, repeat=2)
-    keeper = timed("buffers of anchors", Keeper, reference, profile)
-    timed("measure the pauses", keeper.settle)
-    print(f"{keeper.pause:8.4f} s  a pause\n{keeper._rest:8.4f} s  a copy to the host")
-    timed("clean the card", Room(given.device, profile.guaranteed_bytes).settle, repeat=2)
-    timed("measure a read", idle_read, reference, exam.sample)
-    none = torch.zeros(len(exam.sample), dtype=reference.layout.dtype)
-    kept = Kept(1, profile.steps - 1, exam, initial, initial, none, torch.stack([none, none]), Claims(0.0, exam.logits), ())
-    torch.cuda.empty_cache() if given.device == "cuda" else None
-    timed("a host buffer for weights", host_buffer, reference.layout.elements, reference.layout.dtype, given.device, repeat=2)
-    held = timed("initial weights at hand", keeper.load, initial, repeat=2)
-    timed("restore from there", reference.restore, held, repeat=2)
-    timed("whether all weights are in reach", out_of_reach, reference.memory.weights, held, adam, profile.steps - 1, repeat=2)
-    timed("one anchored step", compare, kept, held, reference, profile, expected, adam, repeat=2)
-    keeper.kept = [kept] * 4
-    timed("four anchored steps", compare_all, keeper, reference, profile, lambda exam: expected_of(exam, given.device), adam)
+    anchors(timed, given.device, reference, profile, exam, initial, expected)
     if given.kernels:
         kinds = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if given.device == "cuda" else [])]
         with torch.profiler.profile(activities=kinds) as trace:
             step(exam.parts[0])
         print(trace.key_averages().table(sort_by=f"self_{given.device}_time_total", row_limit=given.kernels, max_name_column_width=70))
+
+
+def anchors(timed: Callable[..., Any], device: str, reference: Reference, profile: Profile, exam: Exam, initial: torch.Tensor, expected: audits.Expected) -> None:
+    """What is made ready for runs that are anchored, and what their steps take when the contestant is dead."""
+    adam = audits.Adam(**optimizer_settings(profile))
+    keeper = timed("buffers of anchors", Keeper, reference, profile)
+    timed("measure the pauses", keeper.settle)
+    print(f"{keeper.pause:8.4f} s  a pause\n{keeper._rest:8.4f} s  a copy to the host")
+    timed("clean the card", Room(device, profile.guaranteed_bytes).settle, repeat=2)
+    timed("measure a read", idle_read, reference, exam.sample)
+    none = torch.zeros(len(exam.sample), dtype=reference.layout.dtype)
+    kept = Kept(1, profile.steps - 1, exam, initial, initial, none, torch.stack([none, none]), Claims(0.0, exam.logits), ())
+    torch.cuda.empty_cache() if device == "cuda" else None
+    timed("a host buffer for weights", host_buffer, reference.layout.elements, reference.layout.dtype, device, repeat=2)
+    held = timed("initial weights at hand", keeper.load, initial, repeat=2)
+    timed("restore from there", reference.restore, held, repeat=2)
+    timed("whether all weights are in reach", out_of_reach, reference.memory.weights, held, adam, profile.steps - 1, repeat=2)
+    timed("one anchored step", compare, kept, held, reference, profile, expected, adam, repeat=2)
+    keeper.kept = [kept] * 4
+    timed("four anchored steps", compare_all, keeper, reference, profile, lambda exam: expected_of(exam, device), adam)
 
 
 if __name__ == "__main__":
