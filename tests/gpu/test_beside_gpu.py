@@ -1,38 +1,16 @@
 """What the referee copies beside other work of the card arrives whole."""
 
-import json
-from pathlib import Path
-
-import msgspec
 import pytest
 import torch
 
-from crusades import hparams
 from crusades.bench.referee.anchor import Claims, Keeper
 from crusades.bench.referee.anchored import compare_all
 from crusades.bench.referee.audit import Adam, Reads
 from crusades.bench.referee.data import SyntheticCorpus
 from crusades.bench.referee.desk import expected_of
 from crusades.bench.referee.exam import optimizer_settings, prepare_exam
-from crusades.bench.referee.models import load_reference, read_config
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
-
-ROOT = Path(__file__).parent.parent.parent
-
-
-@pytest.fixture
-def small(tmp_path):
-    """A reference of 200 MB on the card, with anchors: large enough that copies beside other work overlap it."""
-    profile = hparams.load(ROOT / "hparams.toml").profile("tiny")
-    config = {**read_config("qwen2.5-3b"), "num_hidden_layers": 2, "hidden_size": 1024, "intermediate_size": 4096, "vocab_size": 50_000}
-    path = tmp_path / "small.json"
-    path.write_text(json.dumps(config))
-    model = msgspec.structs.replace(profile.model, config=str(path), dtype="bfloat16")
-    audit = msgspec.structs.replace(profile.audit, coordinates=20_000, reference_steps=1, anchored_runs=2)
-    reference = load_reference(model, "cuda", None)
-    yield reference, msgspec.structs.replace(profile, model=model, audit=audit)
-    reference.memory.close()
 
 
 def test_what_is_restored_beside_other_work_is_whole(small):

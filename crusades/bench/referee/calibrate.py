@@ -7,6 +7,7 @@ again. Each exam has a seed derived from its number, so that a resumed run goes 
 from __future__ import annotations
 
 import dataclasses
+import gc
 import hashlib
 import platform
 import re
@@ -270,12 +271,15 @@ def _measure(lab: Lab, variant: Variant, number: int) -> Result:
     try:
         measured, seconds = lab.measure(variant.recipe)
     except (RuntimeError, torch.OutOfMemoryError, NotImplementedError) as error:  # a back-end this card lacks, or too little memory: reported
-        lab.reference.model.zero_grad(set_to_none=True)
-        if lab.reference.device == "cuda":
-            torch.cuda.empty_cache()
-        return Result(**common, seconds=0.0, statistics={}, error=f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
-    statistics = {m.name: [float(f"{v:.6g}") if v == v and abs(v) != float("inf") else None for v in m.values] for m in measured}
-    return Result(**common, seconds=seconds, statistics=statistics)
+        told = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+    else:
+        statistics = {m.name: [float(f"{v:.6g}") if v == v and abs(v) != float("inf") else None for v in m.values] for m in measured}
+        return Result(**common, seconds=seconds, statistics=statistics)
+    lab.reference.model.zero_grad(set_to_none=True)
+    gc.collect()  # only now is what the error's frames held nobody's
+    if lab.reference.device == "cuda":
+        torch.cuda.empty_cache()
+    return Result(**common, seconds=0.0, statistics={}, error=told)
 
 
 def write_report(config: CalibrateConfig, results: list[Result], wanted: list[Variant], header: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from crusades.bench.protocol import ParameterSpec
-from crusades.bench.referee.dice import Dice
+from crusades.bench.referee.dice import Dice, in_order
 from crusades.bench.referee.layout import Layout, Sample
 
 CHUNK_ELEMENTS = 1 << 26
@@ -67,7 +67,7 @@ def plan_columns(model: nn.Module, layout: Layout, sample: Sample, wanted: int, 
     for spec, (a, b) in zip(layout.specs, sample.bounds, strict=True):
         if spec.name in tapped:
             count = max(1, round((b - a) * share))
-            parts.append(dice.permutation(b - a)[:count].sort().values + a)
+            parts.append(in_order(dice.permutation(b - a)[:count]) + a)
             slices[spec.name] = (at, at + count)
             at += count
     return ColumnPlan(torch.cat(parts), slices)

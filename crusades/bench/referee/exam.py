@@ -17,7 +17,7 @@ import torch
 from crusades.bench.inside.model import make_optimizer
 from crusades.bench.referee.columns import ColumnPlan, ColumnTaps, Parts, draw_parts, plan_columns
 from crusades.bench.referee.data import Corpus
-from crusades.bench.referee.dice import Dice
+from crusades.bench.referee.dice import Dice, in_order
 from crusades.bench.referee.layout import Sample, draw_sample, vocabulary_rows
 from crusades.bench.referee.loss import losses
 from crusades.bench.referee.measured import BEFORE, BODY, SEEN, UNSEEN
@@ -94,8 +94,8 @@ def prepare_exam(reference: Reference, corpus: Corpus, profile: Profile, initial
     plan = plan_columns(reference.model, reference.layout, sample, audit.column_coordinates, dice)
     positions = profile.sequence_length - 1
     parts = tuple(draw_parts(profile.batch_size, positions, audit.cells, dice, reference.device) for _ in range(min(audit.reference_steps, steps)))
-    logit_rows = dice.permutation(profile.batch_size * positions)[: audit.logit_positions].sort().values
-    logit_columns = dice.permutation(reference.vocabulary)[: audit.logit_columns].sort().values
+    logit_rows = in_order(dice.permutation(profile.batch_size * positions)[: audit.logit_positions])
+    logit_columns = in_order(dice.permutation(reference.vocabulary)[: audit.logit_columns])
     reference.restore(initial)
     pass_ = ReferencePass(reference, profile, sample, plan, logit_rows, logit_columns)
     for step, parts_of_step in enumerate(parts):

@@ -198,6 +198,7 @@ class Lab:
         model: Any = self.reference.model  # whatever class of transformers it is
         if recipe.compile:
             torch._dynamo.reset()
+            stack.callback(torch._dynamo.reset)  # graphs hold the memory of all that they compute
         if recipe.checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             stack.callback(model.gradient_checkpointing_disable)
@@ -216,6 +217,10 @@ class Lab:
         total, kept = 0.0, torch.zeros(self.exam.logits.shape)
         for start in range(0, len(tokens), size):
             total += self._micro_batch(recipe, step, tokens, slice(start, start + size), forward, kept)
+            if recipe.compile == "reduce-overhead" and not start:  # the graph's own memory: its next replay would overwrite them
+                for _, parameter in self.named():
+                    assert parameter.grad is not None
+                    parameter.grad = parameter.grad.clone()
         if step in recipe.stale and self.previous:
             for name, parameter in self.reference.model.named_parameters():
                 parameter.grad = self.previous[name].clone()

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from crusades.bench.protocol import ParameterSpec
-from crusades.bench.referee.dice import Dice
+from crusades.bench.referee.dice import Dice, in_order
 
 ALIGN_BYTES = 256
 """Every parameter starts on a 256-byte boundary, as cudaMalloc'd tensors do: kernels may vectorise as usual."""
@@ -101,7 +101,7 @@ def draw_sample(layout: Layout, coordinates: int, min_per_tensor: int, dice: Dic
         size = math.prod(spec.shape)
         count = min(size, max(min_per_tensor, round(coordinates * size / total)))
         local = dice.permutation(size)[:count] if 2 * count >= size else dice.below(size, (count,))
-        parts.append(local.sort().values + spec.offset)
+        parts.append(in_order(local) + spec.offset)
         bounds.append((at, at + count))
         at += count
     return Sample(torch.cat(parts), tuple(bounds), _groups(layout, bounds))
