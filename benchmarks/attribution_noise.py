@@ -22,8 +22,7 @@ from crusades.bench.referee import audit as audits
 from crusades.bench.referee.anchored import fine_parts
 from crusades.bench.referee.calibrate import CalibrateConfig, exam_of, population
 from crusades.bench.referee.data import open_corpus
-from crusades.bench.referee.desk import expected_of
-from crusades.bench.referee.exam import ReferencePass
+from crusades.bench.referee.exam import ReferencePass, expected_of
 from crusades.bench.referee.lab import Lab, copies_for
 from crusades.bench.referee.measured import BEFORE, BODY, SEEN, UNSEEN
 from crusades.bench.referee.models import load_reference
@@ -89,8 +88,8 @@ class Probe(Lab):
             if step < first:
                 continue
             self.reference.restore(weights)
-            pass_ = ReferencePass(self.reference, self.profile, self.exam.sample, self.exam.plan, self.exam.logit_rows, self.exam.logit_columns)
-            parts = fine_parts(self.exam, step, self.profile, self.reference.device)
+            pass_ = ReferencePass(self.reference, self.profile, self.exam)
+            parts = fine_parts(self.exam, step, self.profile)
             gradient, columns = pass_.gradient(self.exam.batches[step], parts)
             self.reference.model.zero_grad(set_to_none=True)
             own = dataclasses.replace(expected, gradient=gradient[None], columns=columns[None], families=parts.families, part_names=parts.names)

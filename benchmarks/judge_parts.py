@@ -19,8 +19,8 @@ from crusades.bench.referee.anchor import Claims, Keeper, Kept
 from crusades.bench.referee.anchored import compare, compare_all, out_of_reach
 from crusades.bench.referee.columns import ColumnTaps
 from crusades.bench.referee.data import open_corpus
-from crusades.bench.referee.desk import expected_of
-from crusades.bench.referee.exam import Exam, ReferencePass, optimizer_settings, prepare_exam
+from crusades.bench.referee.draft import draw_exam
+from crusades.bench.referee.exam import Exam, ReferencePass, expected_of, optimizer_settings, prepare_exam, prepare_exams
 from crusades.bench.referee.memory import host_buffer
 from crusades.bench.referee.models import Reference, load_reference
 from crusades.bench.referee.reads import Reader, idle_read
@@ -49,9 +49,11 @@ def main() -> None:
     reference = timed("load the model", load_reference, profile.model, given.device, None)
     corpus = timed("open the corpus", open_corpus, profile.data, reference.vocabulary, None)
     initial = timed("draw new weights", reference.redraw, 1, repeat=2)
+    timed("what is drawn for an exam", draw_exam, reference, corpus, profile, bytes(16), repeat=2)
     exam = timed("exam", prepare_exam, reference, corpus, profile, initial, repeat=3)
+    timed("four exams", lambda: list(prepare_exams(reference, corpus, profile, initial, [bytes([n] * 16) for n in range(4)])))
     timed("restore weights and moments", reference.restore, initial, repeat=2)
-    pass_ = ReferencePass(reference, profile, exam.sample, exam.plan, exam.logit_rows, exam.logit_columns)
+    pass_ = ReferencePass(reference, profile, exam)
 
     def step(parts):
         gradient, _ = pass_.gradient(exam.batches[0], parts)
@@ -69,7 +71,7 @@ def main() -> None:
     expected = timed("what is expected, to the device", expected_of, exam, given.device)
     timed("where the coordinates stand", exam.standing, profile.steps - 1, repeat=2)
     timed("audit", audits.audit, reader.result(), expected, adam, profile.audit.group_min, repeat=2)
-    anchors(timed, given.device, reference, profile, exam, initial, expected)
+    anchors(timed, given.device, reference, profile, exam, initial)
     if given.kernels:
         kinds = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if given.device == "cuda" else [])]
         with torch.profiler.profile(activities=kinds) as trace:
@@ -77,7 +79,7 @@ def main() -> None:
         print(trace.key_averages().table(sort_by=f"self_{given.device}_time_total", row_limit=given.kernels, max_name_column_width=70))
 
 
-def anchors(timed: Callable[..., Any], device: str, reference: Reference, profile: Profile, exam: Exam, initial: torch.Tensor, expected: audits.Expected) -> None:
+def anchors(timed: Callable[..., Any], device: str, reference: Reference, profile: Profile, exam: Exam, initial: torch.Tensor) -> None:
     """What is made ready for runs that are anchored, and what their steps take when the contestant is dead."""
     adam = audits.Adam(**optimizer_settings(profile))
     keeper = timed("buffers of anchors", Keeper, reference, profile)
@@ -92,9 +94,9 @@ def anchors(timed: Callable[..., Any], device: str, reference: Reference, profil
     held = timed("initial weights at hand", keeper.load, initial, repeat=2)
     timed("restore from there", reference.restore, held, repeat=2)
     timed("whether all weights are in reach", out_of_reach, reference.memory.weights, held, adam, profile.steps - 1, repeat=2)
-    timed("one anchored step", compare, kept, held, reference, profile, expected, adam, repeat=2)
+    timed("one anchored step", compare, kept, held, reference, profile, adam, repeat=2)
     keeper.kept = [kept] * 4
-    timed("four anchored steps", compare_all, keeper, reference, profile, lambda exam: expected_of(exam, device), adam)
+    timed("four anchored steps", compare_all, keeper, reference, profile, adam)
 
 
 if __name__ == "__main__":

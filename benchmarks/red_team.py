@@ -28,8 +28,7 @@ from crusades.bench.referee import verdict
 from crusades.bench.referee.anchor import Anchor, Claims, Kept
 from crusades.bench.referee.anchored import compare
 from crusades.bench.referee.data import open_corpus
-from crusades.bench.referee.desk import expected_of
-from crusades.bench.referee.exam import Exam, optimizer_settings, prepare_exam
+from crusades.bench.referee.exam import Exam, expected_of, optimizer_settings, prepare_exam
 from crusades.bench.referee.lab import copies_for
 from crusades.bench.referee.models import CONFIGS, Reference, load_reference
 from crusades.bench.referee.reads import Reader
@@ -170,7 +169,7 @@ def judged(w: World, cheat: Cheat) -> Iterator[tuple[str, Any]]:
     yield "the run", verdict.judge(found, w.profile.limits)
     for step, weights in copies.items():
         kept = Kept(0, step, w.exam, weights, w.initial, reads.weights[step].cpu(), reads.exp_avg[step : step + 2], Claims(0.0, logits), tuple(found))
-        yield f"step {step + 1}, anchored", verdict.judge([*found, *compare(kept, w.initial, w.reference, w.profile, expected, adam)], w.profile.limits)
+        yield f"step {step + 1}, anchored", verdict.judge([*found, *compare(kept, w.initial, w.reference, w.profile, adam)], w.profile.limits)
 
 
 def main() -> None:

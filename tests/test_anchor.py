@@ -11,7 +11,6 @@ from crusades.bench.referee.anchor import Anchor, Claims, Keeper, Kept, candidat
 from crusades.bench.referee.anchored import compare, compare_all, fine_parts, out_of_reach
 from crusades.bench.referee.audit import Adam, Measured, Reads
 from crusades.bench.referee.data import SyntheticCorpus
-from crusades.bench.referee.desk import expected_of
 from crusades.bench.referee.exam import ReferencePass, optimizer_settings, prepare_exam
 from crusades.bench.referee.lab import Lab, Recipe, copies_for
 from crusades.bench.referee.models import load_reference
@@ -84,7 +83,7 @@ def test_several_runs_are_compared_one_after_the_other(lab, reference, profile):
     last, exam = STEPS - 1, lab.exam
     before, after = exam.weights[last], torch.zeros(2, len(exam.sample))
     reference.restore(lab.initial)
-    pass_ = ReferencePass(reference, profile, exam.sample, exam.plan, exam.logit_rows, exam.logit_columns)
+    pass_ = ReferencePass(reference, profile, exam)
     for step in range(last):
         pass_.step(exam.batches[step], exam.parts[step], last=False)
     weights = reference.memory.weights.clone()
@@ -93,7 +92,7 @@ def test_several_runs_are_compared_one_after_the_other(lab, reference, profile):
     kept = Kept(0, last, exam, weights, lab.initial, before, after, CLAIMS, ())
     adam = Adam(**optimizer_settings(profile))
     for _ in range(2):
-        found = {m.name: m.values[-1] for m in compare(kept, kept.initial, reference, profile, expected_of(exam, "cpu"), adam)}
+        found = {m.name: m.values[-1] for m in compare(kept, kept.initial, reference, profile, adam)}
         assert found["anchor_gradient_error"] < 1e-5
 
 
@@ -105,7 +104,7 @@ def test_weights_that_are_swapped_between_read_and_copy_are_named(lab, reference
     reader.read(last)
     swapped = reference.memory.weights.clone().mul_(1.001)
     kept = Kept(0, last, exam, swapped, lab.initial, reader.result().weights[last], torch.zeros(2, len(exam.sample)), CLAIMS, ())
-    found = judge(compare(kept, kept.initial, reference, profile, expected_of(exam, "cpu"), Adam(**optimizer_settings(profile))), {})
+    found = judge(compare(kept, kept.initial, reference, profile, Adam(**optimizer_settings(profile))), {})
     assert found.worst == "anchor_weights"
     assert found.words.startswith("step 3: the weights changed while the judge was reading them (anchor_weights ")
 
@@ -123,7 +122,7 @@ def test_a_handful_of_weights_that_make_a_step_trivial_is_out_of_reach(lab, refe
         weights = honest.clone()
         weights[unsampled] = weight
         kept = Kept(0, last, exam, weights, lab.initial, weights[exam.sample.index], torch.zeros(2, len(exam.sample)), CLAIMS, ())
-        found = compare(kept, kept.initial, reference, profile, expected_of(exam, "cpu"), adam)
+        found = compare(kept, kept.initial, reference, profile, adam)
         values[name] = next(m.values[last] for m in found if m.name == "anchor_reach")
     assert values == {"honest": 0.0, "poisoned": 1 / len(honest)}
     assert judge(found, {}).worst == "anchor_reach"
@@ -183,18 +182,18 @@ def test_only_the_last_step_has_a_result(lab, reference, profile):
     exam = lab.exam
     for step, has in ((1, False), (STEPS - 1, True)):
         kept = Kept(0, step, exam, lab.initial, lab.initial, exam.weights[0], torch.zeros(2, len(exam.sample)), CLAIMS, ())
-        names = {m.name for m in compare(kept, kept.initial, reference, profile, expected_of(exam, "cpu"), Adam(**optimizer_settings(profile)))}
+        names = {m.name for m in compare(kept, kept.initial, reference, profile, Adam(**optimizer_settings(profile)))}
         assert ("anchor_final_logits" in names) is has
 
 
 def test_an_anchored_step_has_cells_of_its_own_which_nobody_can_foresee(lab, profile):
     fine = msgspec.structs.replace(profile, audit=msgspec.structs.replace(profile.audit, fine_cells=20))
-    one, other = (fine_parts(lab.exam, step, fine, "cpu") for step in (1, 2))
+    one, other = (fine_parts(lab.exam, step, fine) for step in (1, 2))
     first, last = one.families["cell"]
     assert last - first == 20
     assert torch.equal(one.fixed[first:last].sum(0), torch.ones_like(one.fixed[0], dtype=torch.int64)), "cells partition the tokens"
     assert not torch.equal(one.fixed[first:last], other.fixed[first:last])
-    assert torch.equal(one.fixed, fine_parts(lab.exam, 1, fine, "cpu").fixed)
+    assert torch.equal(one.fixed, fine_parts(lab.exam, 1, fine).fixed)
 
 
 def test_words_name_the_step_and_the_part(lab):
@@ -344,15 +343,15 @@ def test_all_that_was_kept_is_compared_each_at_its_own_weights(reference, profil
     for run, (step, initial) in enumerate(((1, lab.initial), (STEPS - 1, other))):
         weights = lab.initial * (1 + 0.01 * run)
         keeper.kept.append(Kept(run, step, exam, weights, initial, weights[exam.sample.index], torch.randn(2, len(exam.sample)), CLAIMS, ()))
-    alone = [compare(kept, kept.initial, reference, profile, expected_of(exam, "cpu"), adam) for kept in keeper.kept]
-    together = list(compare_all(keeper, reference, profile, lambda exam: expected_of(exam, "cpu"), adam))
+    alone = [compare(kept, kept.initial, reference, profile, adam) for kept in keeper.kept]
+    together = list(compare_all(keeper, reference, profile, adam))
     assert [kept.run for kept, _ in together] == [0, 1]
     assert [measured for _, measured in together] == alone
     assert alone[0] != alone[1]
 
 
 def test_nothing_kept_is_nothing_compared(reference, profile):
-    assert not list(compare_all(Keeper(reference, profile), reference, profile, lambda exam: expected_of(exam, "cpu"), Adam(**optimizer_settings(profile))))
+    assert not list(compare_all(Keeper(reference, profile), reference, profile, Adam(**optimizer_settings(profile))))
 
 
 def test_pauses_are_longer_than_the_copies_they_hide(reference, profile):

@@ -40,3 +40,17 @@ def test_a_card_is_cleaned_after_a_contestant_and_not_twice(monkeypatch, settled
     desk.handle(p.Release())
     assert done.count("cleaned") == cleaned == done.count("waited")
     assert desk._session is None
+
+
+def test_the_first_runs_weights_come_while_the_contestant_maps_the_memory():
+    """And not before the memory was cleared for it; what a set that cannot serve it starts from is not brought."""
+    said = []
+    foretold = {("mine", 7): torch.zeros(3)}
+    desk = Desk(None, "")
+    desk._keeper = type("Keeper", (), {"begin": lambda self, runs: said.append("drawn")})()
+    desk._reference = type("Reference", (), {"begin_restore": lambda self, initial: said.append(initial)})()
+    desk._pool = type("Pool", (), {"initial_for": lambda self, *who: foretold.get(who)})()
+    desk._session = type("Session", (), {"load": lambda self, path, rules, meanwhile: (said.append("cleared"), meanwhile(), said.append("mapped"))})()
+    for who in (("mine", 7), ("mine", 8)):
+        assert desk.handle(p.LoadSubmission(path="train.py", rules={}, submission_id=who[0], commit_block=who[1], runs=2)).reason is None
+    assert said == ["drawn", "cleared", foretold["mine", 7], "mapped", "drawn", "cleared", "mapped"]

@@ -1,6 +1,7 @@
 """Exams on a real (tiny) model: columns add up to gradients, nothing repeats, and who may be served which."""
 
 import dataclasses
+import threading
 
 import msgspec
 import numpy as np
@@ -11,7 +12,7 @@ from crusades import hparams
 from crusades.bench.referee.anchor import Keeper
 from crusades.bench.referee.data import SyntheticCorpus, TokenCorpus
 from crusades.bench.referee.dice import Dice
-from crusades.bench.referee.exam import prepare_exam
+from crusades.bench.referee.exam import prepare_exam, prepare_exams
 from crusades.bench.referee.layout import draw_sample, kind_of, layer_of, layout_of
 from crusades.bench.referee.measured import BEFORE, BODY, SEEN, UNSEEN
 from crusades.bench.referee.models import load_reference
@@ -193,6 +194,42 @@ def test_no_32_bits_of_a_seed_are_enough_to_know_the_secret_places():
     assert not torch.equal(one.below(1 << 40, (100,)), other.below(1 << 40, (100,)))
     assert torch.equal(Dice(b"a" * 16).permutation(50), Dice(b"a" * 16).permutation(50))
     assert sorted(Dice(b"a" * 16).permutation(50).tolist()) == list(range(50))
+
+
+def test_exams_that_are_drawn_beside_each_other_are_those_of_their_seeds(reference, corpus, profile):
+    seeds = [bytes([n]) * 16 for n in range(3)]
+    together = list(prepare_exams(reference, corpus, profile, reference.initial, seeds))
+    for exam, seed in zip(together, seeds, strict=True):
+        alone = prepare_exam(reference, corpus, profile, reference.initial, seed)
+        assert exam.seed == seed
+        assert np.array_equal(exam.batches, alone.batches)
+        for name in ("gradient", "columns", "weights"):
+            assert torch.equal(getattr(exam, name), getattr(alone, name)), name
+    assert not list(prepare_exams(reference, corpus, profile, reference.initial, []))
+
+
+def test_the_next_exam_is_drawn_while_one_is_computed(reference, corpus, profile):
+    """The computation of the first waits until the second is asked for, so that one after the other would never end."""
+    asked = threading.Event()
+
+    class Noting:
+        name, drawn = corpus.name, 0
+
+        def draw(self, *arguments):
+            self.drawn += 1
+            if self.drawn == 2:
+                asked.set()
+            return corpus.draw(*arguments)
+
+    hook = reference.model.register_forward_pre_hook(lambda *_: assert_set(asked))
+    try:
+        assert len(list(prepare_exams(reference, Noting(), profile, reference.initial, [b"x" * 16, b"y" * 16]))) == 2
+    finally:
+        hook.remove()
+
+
+def assert_set(event):
+    assert event.wait(timeout=60), "nothing was drawn meanwhile"
 
 
 def test_the_secret_places_do_not_follow_from_the_batches_stream(reference):

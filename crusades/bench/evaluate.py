@@ -195,7 +195,8 @@ class Slot:
 
             rules = hook_table()
         job.on_progress("loading")
-        loaded = await self._ask(p.LoadSubmission(path=path, rules=rules, runs=planned), p.SubmissionLoaded, 2 * self._profile.deadlines.load + 30)
+        order = p.LoadSubmission(path=path, rules=rules, submission_id=job.submission_id, commit_block=job.commit_block, runs=planned)
+        loaded = await self._ask(order, p.SubmissionLoaded, 2 * self._profile.deadlines.load + 30)
         if loaded.reason:
             return await self._verdict(job, [], loaded.reason, gone=loaded.contestant_gone)
         return await self._runs(job)

@@ -202,7 +202,7 @@ class Configure(Frame, frozen=True, kw_only=True, tag="configure"):
 
 
 class PrepareExams(Frame, frozen=True, kw_only=True, tag="prepare_exams"):
-    """Make sure that `fresh` exams exist that this submission may be served. Only while no contestant is connected."""
+    """Make sure that `wanted` exams exist that this submission may be served. Only while no contestant is connected."""
 
     submission_id: str
     commit_block: int
@@ -220,6 +220,8 @@ class LoadSubmission(Frame, frozen=True, kw_only=True, tag="load_submission"):
 
     path: str
     rules: dict[str, Any]
+    submission_id: str
+    commit_block: int
     runs: int
     """How many runs are planned, the warm-up included: among them the anchored ones are drawn."""
 

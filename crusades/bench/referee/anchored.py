@@ -8,7 +8,6 @@ begins when the step has all it needs: its own few megabytes would wait for six 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
 from collections.abc import Callable
@@ -18,10 +17,10 @@ import torch
 
 from crusades.bench.referee import audit as audits
 from crusades.bench.referee.anchor import CHUNK_ELEMENTS, Keeper, Kept
-from crusades.bench.referee.audit import UNSEEN, Adam, Measured
+from crusades.bench.referee.audit import UNSEEN, Adam, Expected, Measured
 from crusades.bench.referee.columns import Parts, draw_parts, head_of
 from crusades.bench.referee.dice import Dice
-from crusades.bench.referee.exam import Exam, ReferencePass
+from crusades.bench.referee.exam import Exam, ReferencePass, groups_of
 from crusades.bench.referee.memory import Beside
 from crusades.bench.referee.models import Reference
 from crusades.bench.referee.verdict import PREFIX, result_statistics
@@ -30,7 +29,7 @@ from crusades.hparams import Profile
 T = TypeVar("T")
 
 
-def compare_all(keeper: Keeper, reference: Reference, profile: Profile, expected_of: Callable[[Exam], audits.Expected], adam: Adam) -> list[tuple[Kept, list[Measured]]]:
+def compare_all(keeper: Keeper, reference: Reference, profile: Profile, adam: Adam) -> list[tuple[Kept, list[Measured]]]:
     """Every run that was kept, in the order of the runs, with its anchored step's statistics. Only when no contestant exists."""
     memory, beside, order = reference.memory, Beside(reference.device), keeper.kept[::-1]  # the last one's copy is still on the device
     found: list[tuple[Kept, list[Measured]]] = []
@@ -44,7 +43,7 @@ def compare_all(keeper: Keeper, reference: Reference, profile: Profile, expected
                 if following is not None:
                     memory.exp_avg.copy_(following.weights, non_blocking=True)
 
-        statistics = compare_here(kept, reference, profile, expected_of(kept.exam), adam, meanwhile=bring)
+        statistics = compare_here(kept, reference, profile, adam, meanwhile=bring)
         beside.join()
         found.append((kept, [*statistics, _reach(kept, keeper.load(kept.initial), reference, profile, adam)]))
         if following is not None:
@@ -52,33 +51,34 @@ def compare_all(keeper: Keeper, reference: Reference, profile: Profile, expected
     return found[::-1]
 
 
-def compare(kept: Kept, initial: torch.Tensor, reference: Reference, profile: Profile, expected: audits.Expected, adam: Adam) -> list[Measured]:
+def compare(kept: Kept, initial: torch.Tensor, reference: Reference, profile: Profile, adam: Adam) -> list[Measured]:
     """The statistics of one step from wherever its weights are; `initial` is `kept.initial`, here or on the device."""
     reference.restore(kept.weights)
-    return [*compare_here(kept, reference, profile, expected, adam), _reach(kept, initial, reference, profile, adam)]
+    return [*compare_here(kept, reference, profile, adam), _reach(kept, initial, reference, profile, adam)]
 
 
-def compare_here(
-    kept: Kept, reference: Reference, profile: Profile, expected: audits.Expected, adam: Adam, *, meanwhile: Callable[[], object] = lambda: None
-) -> list[Measured]:
+def compare_here(kept: Kept, reference: Reference, profile: Profile, adam: Adam, *, meanwhile: Callable[[], object] = lambda: None) -> list[Measured]:
     """The anchored step's statistics, 0 in every other step, at the weights that stand in the shared memory. Trains nothing.
 
-    `expected` is the exam's; its gradient and columns are replaced by those at the contestant's weights, with cells of its own.
-    Those weights were copied after they were read: `anchor_weights` is the share of coordinates that changed in between, for a
+    What the exam says of its own steps is not used: gradient and columns are those at the contestant's weights, with cells of
+    this step's own. Those weights were copied after they were read: `anchor_weights` is the share of coordinates that changed in between, for a
     copy of other weights would make other weights' gradient right. After the last step the contestant's result is compared, too.
     """
-    exam, last = kept.exam, kept.step == profile.steps - 1
-    pass_ = ReferencePass(reference, profile, exam.sample, exam.plan, exam.logit_rows, exam.logit_columns)
+    exam, last, device = kept.exam, kept.step == profile.steps - 1, reference.device
+    pass_ = ReferencePass(reference, profile, exam)
     changed = audits.share(pass_.weights[0] != kept.read)
-    parts = fine_parts(exam, kept.step, profile, reference.device)
+    parts = fine_parts(exam, kept.step, profile)
     standing = exam.standing(kept.step)
     of_head = unseen_of_head(exam, reference, standing)
     gradient, columns = pass_.gradient(exam.batches[kept.step], parts, last=last, of_head=of_head, meanwhile=meanwhile)
     reference.model.zero_grad(set_to_none=True)
     planned = len(exam.plan)
-    own = dataclasses.replace(expected, gradient=gradient[None], columns=columns[None, :, :planned], families=parts.families, part_names=parts.names,
-                              standing=standing.to(reference.device)[None], of_head=of_head.to(reference.device), head_columns=columns[:, planned:])  # fmt: skip
-    found = [Measured("weights", (changed,), ("",)), *audits.anchored(kept.exp_avg.to(reference.device), own, adam, profile.steps, profile.audit.group_min)]
+    own = Expected(
+        weights=kept.read[None].to(device), exp_avg_sq=exam.exp_avg_sq.to(device) if exam.whole else None, gradient=gradient[None], columns=columns[None, :, :planned],
+        chosen=exam.plan.chosen.to(device), families=parts.families, part_names=parts.names, groups=groups_of(exam.sample, device), standing=standing.to(device)[None],
+        of_head=of_head.to(device), head_columns=columns[:, planned:],
+    )  # fmt: skip
+    found = [Measured("weights", (changed,), ("",)), *audits.anchored(kept.exp_avg.to(device), own, adam, profile.steps, profile.audit.group_min)]
     found = [_at_step(kept, profile, m) for m in found]
     if last:
         found += [Measured(PREFIX + m.name, m.values, m.where) for m in result_statistics(kept.claims.loss, pass_.losses[-1], kept.claims.logits, pass_.logits)]
@@ -128,10 +128,10 @@ def _beyond(now: torch.Tensor, then: torch.Tensor, share: float) -> torch.Tensor
     return (now - then).abs_().sub_(then.abs(), alpha=share)
 
 
-def fine_parts(exam: Exam, step: int, profile: Profile, device: str) -> Parts:
+def fine_parts(exam: Exam, step: int, profile: Profile) -> Parts:
     """The parts of an anchored step, with `fine_cells` cells: as secret as the exam's seed, and drawn when they are needed."""
     seed = hashlib.sha256(exam.seed + step.to_bytes(4, "little")).digest()
-    return draw_parts(profile.batch_size, profile.sequence_length - 1, profile.audit.fine_cells, Dice(seed), device)
+    return draw_parts(profile.batch_size, profile.sequence_length - 1, profile.audit.fine_cells, Dice(seed))
 
 
 def _at(step: int, steps: int, value: T, other: T) -> tuple[T, ...]:

@@ -14,6 +14,7 @@ no batch had: those are named step by step.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -166,6 +167,10 @@ class Parts:
     fixed: torch.Tensor
     """(rows, batch, sequence − 1), bool; the rows of "slice" are completed per micro-batch (see `indicator`)."""
 
+    def on(self, device: str) -> Parts:
+        """The same on `device`."""
+        return dataclasses.replace(self, fixed=self.fixed.to(device))
+
     def indicator(self, rows: slice, losses: torch.Tensor) -> torch.Tensor:
         """(parts, tokens) float32 for the sequences `rows`; `losses` (sequences, sequence − 1) of the reference names the easy ones."""
         member = self.fixed[:, rows].clone()
@@ -184,7 +189,7 @@ WINDOW = 64
 """Tokens in the secret contiguous window of every sequence."""
 
 
-def draw_parts(batch: int, positions: int, cells: int, dice: Dice, device: str) -> Parts:
+def draw_parts(batch: int, positions: int, cells: int, dice: Dice) -> Parts:
     """Secret parts for one step: each sequence, `cells` random position cells, and the slices easy, tail, window, rest."""
     sequence = torch.eye(batch, dtype=torch.bool)[:, :, None].expand(-1, -1, positions)
     which = dice.below(cells, (batch, positions))
@@ -202,4 +207,4 @@ def draw_parts(batch: int, positions: int, cells: int, dice: Dice, device: str) 
         *(f"position cell {c + 1}" for c in range(cells)),
         "the easiest quarter of the tokens", "the tail of the sequences", "a secret window of the sequences", "the rest of the tokens",
     )  # fmt: skip
-    return Parts(families, names, torch.cat([sequence, cell, slices]).to(device))
+    return Parts(families, names, torch.cat([sequence, cell, slices]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import platform
 import socket
 import time
@@ -19,7 +18,7 @@ from crusades.bench.referee.anchor import Claims, Keeper
 from crusades.bench.referee.anchored import compare_all
 from crusades.bench.referee.data import open_corpus
 from crusades.bench.referee.dice import Dice
-from crusades.bench.referee.exam import Exam, optimizer_settings, prepare_exam
+from crusades.bench.referee.exam import Exam, expected_of, optimizer_settings, prepare_exam
 from crusades.bench.referee.layout import draw_sample
 from crusades.bench.referee.models import Reference, load_reference
 from crusades.bench.referee.pool import ExamPool, matmul_tflops
@@ -30,18 +29,6 @@ from crusades.bench.referee.wire import Wire
 from crusades.errors import ConfigError, DeviceFault, RefereeFault, SandboxFault
 from crusades.hparams import Profile
 from crusades.records import Audit, Run, Stage
-
-
-def expected_of(exam: Exam, device: str) -> audits.Expected:
-    """An exam as the audit wants it, on `device`."""
-    groups = exam.sample.groups
-    return audits.Expected(
-        weights=exam.weights.to(device), exp_avg_sq=exam.exp_avg_sq.to(device) if exam.whole else None, gradient=exam.gradient.to(device),
-        columns=exam.columns.to(device), chosen=exam.plan.chosen.to(device), families=exam.parts[0].families, part_names=exam.parts[0].names,
-        groups={"layer": (groups.layer.to(device), groups.layer_names), "kind": (groups.kind.to(device), groups.kind_names),
-                "tensor": (groups.tensor.to(device), groups.tensor_names)},
-        standing=torch.stack([exam.standing(step) for step in range(len(exam.gradient))]).to(device),
-    )  # fmt: skip
 
 
 class Desk:
@@ -176,7 +163,7 @@ class Desk:
     def _load(self, order: p.LoadSubmission) -> p.SubmissionLoaded:
         self._keeper.begin(order.runs)
         try:
-            self._open_session().load(order.path, order.rules)
+            self._open_session().load(order.path, order.rules, meanwhile=lambda: self._bring_weights(order))
         except Charged as failure:
             return p.SubmissionLoaded(reason=failure.reason, contestant_gone=failure.gone)
         return p.SubmissionLoaded()
@@ -205,8 +192,12 @@ class Desk:
 
     def _run_over(self, order: p.DoRun, exam: Exam) -> None:
         """While the contestant shows its result: what the audit needs comes to the device, then the next run's weights."""
-        assert self._reference is not None
         self._expected = expected_of(exam, self._device)
+        self._bring_weights(order)
+
+    def _bring_weights(self, order: p.LoadSubmission | p.DoRun) -> None:
+        """Begin to restore what the submission's next run starts from, if it has one, beside whatever the device does."""
+        assert self._reference is not None
         if (following := self._pool.initial_for(order.submission_id, order.commit_block)) is not None:
             self._reference.begin_restore(following)
 
@@ -247,7 +238,7 @@ class Desk:
         started = time.monotonic()
         self._end_session()
         found = []
-        for kept, measured in compare_all(self._keeper, self._reference, self._profile, functools.partial(expected_of, device=self._device), self._adam()):
+        for kept, measured in compare_all(self._keeper, self._reference, self._profile, self._adam()):
             audit = verdict.judge([*kept.measured, *measured], self._profile.limits)
             found.append(p.AnchoredRun(place=kept.run, step=kept.step, audit=audit, reason=verdict.reason_of(audit)))
         self._keeper.kept.clear()

@@ -8,35 +8,28 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from crusades.bench.inside.model import make_optimizer
-from crusades.bench.referee.columns import ColumnPlan, ColumnTaps, Parts, draw_parts, plan_columns
+from crusades.bench.referee.columns import ColumnTaps, Parts
 from crusades.bench.referee.data import Corpus
-from crusades.bench.referee.dice import Dice, in_order
-from crusades.bench.referee.layout import Sample, draw_sample, vocabulary_rows
+from crusades.bench.referee.draft import Draft, draw_exam
+from crusades.bench.referee.layout import Sample
 from crusades.bench.referee.loss import losses
-from crusades.bench.referee.measured import BEFORE, BODY, SEEN, UNSEEN
+from crusades.bench.referee.measured import Expected
 from crusades.bench.referee.models import Reference
 from crusades.hparams import Profile
 
 
 @dataclass
-class Exam:
-    """What one run is compared with. All tensors on the host; n sampled coordinates, c of them with columns, S steps, R of
-    which the reference took (`reference_steps`)."""
+class Exam(Draft):
+    """What one run is compared with. All tensors on the host; c of the n sampled coordinates have columns."""
 
-    seed: bytes
-    batches: np.ndarray
-    """int64 (S, batch, sequence)."""
-    sample: Sample
-    plan: ColumnPlan
-    parts: tuple[Parts, ...]
-    """Of each step that the reference took."""
     weights: torch.Tensor
     """(R + 1, n) in the model's dtype; row 0 is the initial weights."""
     exp_avg_sq: torch.Tensor
@@ -46,13 +39,10 @@ class Exam:
     columns: torch.Tensor
     """(R, parts, c) float32: each part's share of `gradient` at the chosen coordinates."""
     losses: tuple[float, ...]
-    logit_rows: torch.Tensor
-    logit_columns: torch.Tensor
     logits: torch.Tensor
     """(rows, columns) float32 of the last step; zeros when the reference did not take it."""
-    rows: torch.Tensor
-    """int64 (n,): the token whose row of embedding or head a coordinate is in, or −1."""
     seconds: float
+    """What the reference took."""
     first_use_block: int | None = None
     served: set[str] = field(default_factory=set)
 
@@ -61,20 +51,26 @@ class Exam:
         """Whether the reference took every step."""
         return len(self.gradient) == len(self.batches)
 
-    def standing(self, step: int) -> torch.Tensor:
-        """uint8 (n,): where the coordinates stand in `step` (0-based), as `measured.Expected` has it."""
-        tokens, before = (torch.from_numpy(batches).flatten() for batches in (self.batches[step], self.batches[:step]))
-        of_token = torch.full((1 + int(max(self.rows.max(), self.batches.max())),), UNSEEN, dtype=torch.uint8)
-        of_token[before], of_token[tokens] = BEFORE, SEEN
-        found, inside = torch.full((len(self.rows),), BODY, dtype=torch.uint8), self.rows >= 0
-        found[inside] = of_token[self.rows[inside]]
-        return found
-
     def may_serve(self, submission_id: str, commit_block: int) -> bool:
         """At most once per submission, and never one committed after the exam's first use."""
         if submission_id in self.served:
             return False
         return self.first_use_block is None or commit_block <= self.first_use_block
+
+
+def groups_of(sample: Sample, device: str) -> dict[str, tuple[torch.Tensor, tuple[str, ...]]]:
+    """Layer, kind and tensor of every coordinate, as the audit wants them."""
+    groups = sample.groups
+    return {"layer": (groups.layer.to(device), groups.layer_names), "kind": (groups.kind.to(device), groups.kind_names), "tensor": (groups.tensor.to(device), groups.tensor_names)}
+
+
+def expected_of(exam: Exam, device: str) -> Expected:
+    """An exam as the audit wants it, on `device`."""
+    return Expected(
+        weights=exam.weights.to(device), exp_avg_sq=exam.exp_avg_sq.to(device) if exam.whole else None, gradient=exam.gradient.to(device),
+        columns=exam.columns.to(device), chosen=exam.plan.chosen.to(device), families=exam.parts[0].families, part_names=exam.parts[0].names,
+        groups=groups_of(exam.sample, device), standing=torch.stack([exam.standing(step) for step in range(len(exam.gradient))]).to(device),
+    )  # fmt: skip
 
 
 def optimizer_settings(profile: Profile) -> dict[str, float]:
@@ -84,36 +80,38 @@ def optimizer_settings(profile: Profile) -> dict[str, float]:
 
 def prepare_exam(reference: Reference, corpus: Corpus, profile: Profile, initial: torch.Tensor, seed: bytes | None = None) -> Exam:
     """Run the reference on secret batches. Leaves trained weights in the shared memory: the caller restores before use."""
+    return _answered(draw_exam(reference, corpus, profile, seed or secrets.token_bytes(16)), reference, profile, initial)
+
+
+def prepare_exams(reference: Reference, corpus: Corpus, profile: Profile, initial: torch.Tensor, seeds: Sequence[bytes]) -> Iterator[Exam]:
+    """The same for each of `seeds`. While the device computes one, a thread draws the next: a sixth of the time on a card."""
+    with ThreadPoolExecutor(1) as beside:
+        drawn = [beside.submit(draw_exam, reference, corpus, profile, seed) for seed in seeds[:1]]
+        for following in range(1, len(seeds) + 1):
+            draft = drawn.pop().result()
+            drawn = [beside.submit(draw_exam, reference, corpus, profile, seed) for seed in seeds[following : following + 1]]
+            yield _answered(draft, reference, profile, initial)
+
+
+def _answered(draft: Draft, reference: Reference, profile: Profile, initial: torch.Tensor) -> Exam:
     started = time.monotonic()
-    seed = seed or secrets.token_bytes(16)
-    dice = Dice(seed)
-    audit, steps = profile.audit, profile.steps
-    rows = corpus.draw(seed, steps * profile.batch_size, profile.sequence_length)
-    batches = rows.reshape(steps, profile.batch_size, profile.sequence_length)
-    sample = draw_sample(reference.layout, audit.coordinates, audit.min_per_tensor, dice)
-    plan = plan_columns(reference.model, reference.layout, sample, audit.column_coordinates, dice)
-    positions = profile.sequence_length - 1
-    parts = tuple(draw_parts(profile.batch_size, positions, audit.cells, dice, reference.device) for _ in range(min(audit.reference_steps, steps)))
-    logit_rows = in_order(dice.permutation(profile.batch_size * positions)[: audit.logit_positions])
-    logit_columns = in_order(dice.permutation(reference.vocabulary)[: audit.logit_columns])
     reference.restore(initial)
-    pass_ = ReferencePass(reference, profile, sample, plan, logit_rows, logit_columns)
-    for step, parts_of_step in enumerate(parts):
-        pass_.step(batches[step], parts_of_step, last=step == steps - 1)
+    pass_ = ReferencePass(reference, profile, draft)
+    for step, parts_of_step in enumerate(draft.parts):
+        pass_.step(draft.batches[step], parts_of_step, last=step == profile.steps - 1)
     return Exam(
-        seed=seed, batches=batches, sample=sample, plan=plan, parts=parts, weights=torch.stack(pass_.weights), exp_avg_sq=torch.stack(pass_.exp_avg_sq),
-        gradient=torch.stack(pass_.gradients), columns=torch.stack(pass_.columns), losses=tuple(pass_.losses), logit_rows=logit_rows,
-        logit_columns=logit_columns, logits=pass_.logits, rows=vocabulary_rows(reference.layout, sample, reference.vocabulary), seconds=time.monotonic() - started,
+        **vars(draft), weights=torch.stack(pass_.weights), exp_avg_sq=torch.stack(pass_.exp_avg_sq), gradient=torch.stack(pass_.gradients),
+        columns=torch.stack(pass_.columns), losses=tuple(pass_.losses), logits=pass_.logits, seconds=time.monotonic() - started,
     )  # fmt: skip
 
 
 class ReferencePass:
     """Micro-batched AdamW training, from the weights that stand in the shared memory, that keeps samples only."""
 
-    def __init__(self, reference: Reference, profile: Profile, sample: Sample, plan: ColumnPlan, logit_rows: torch.Tensor, logit_columns: torch.Tensor) -> None:
-        self._reference, self._profile, self._sample, self._plan = reference, profile, sample, plan
-        self._index = sample.index.to(reference.device)
-        self._rows, self._columns_at = logit_rows, logit_columns.to(reference.device)
+    def __init__(self, reference: Reference, profile: Profile, draft: Draft) -> None:
+        self._reference, self._profile, self._sample, self._plan = reference, profile, draft.sample, draft.plan
+        self._index = draft.sample.index.to(reference.device)
+        self._rows, self._columns_at = draft.logit_rows, draft.logit_columns.to(reference.device)
         parameters = list(reference.model.parameters())
         self._optimizer = make_optimizer(parameters, optimizer_settings(profile))
         first, second = (reference.layout.views(m) for m in (reference.memory.exp_avg, reference.memory.exp_avg_sq))
@@ -125,7 +123,7 @@ class ReferencePass:
         self.gradients: list[torch.Tensor] = []
         self.columns: list[torch.Tensor] = []
         self.losses: list[float] = []
-        self.logits = torch.zeros(len(logit_rows), len(logit_columns))
+        self.logits = torch.zeros(len(draft.logit_rows), len(draft.logit_columns))
 
     def _read(self, flat: torch.Tensor) -> torch.Tensor:
         return flat[self._index].cpu()
@@ -147,7 +145,7 @@ class ReferencePass:
         `meanwhile` is called when all that this needs is on the device, before it begins to compute.
         """
         reference, size = self._reference, self._profile.audit.micro_batch
-        tokens = torch.from_numpy(batch).to(reference.device)
+        tokens, parts = torch.from_numpy(batch).to(reference.device), parts.on(reference.device)
         loss = torch.zeros((), device=reference.device)
         with ColumnTaps(reference.model, reference.layout, self._sample, self._plan, len(parts.names), reference.device, of_head) as taps:
             meanwhile()

@@ -26,8 +26,7 @@ from crusades.bench.referee import audit as audits
 from crusades.bench.referee import verdict
 from crusades.bench.referee.anchor import Anchor, Claims, Kept
 from crusades.bench.referee.anchored import compare
-from crusades.bench.referee.desk import expected_of
-from crusades.bench.referee.exam import Exam, optimizer_settings
+from crusades.bench.referee.exam import Exam, expected_of, optimizer_settings
 from crusades.bench.referee.layout import layer_of
 from crusades.bench.referee.memory import host_buffer
 from crusades.bench.referee.models import Reference
@@ -130,12 +129,12 @@ class Lab:
     def _anchored(self, reads: audits.Reads, adam: audits.Adam, claims: Claims, first: int) -> list[audits.Measured]:
         """Every step but the first at the variant's own weights: each statistic's values side by side; 0 in the steps before
         `first`, which are plain eager training."""
-        expected, found = expected_of(self.exam, self.reference.device), dict[str, audits.Measured]()
+        found = dict[str, audits.Measured]()
         for step, weights in self.copies.items():
             if step < first:
                 continue
             kept = Kept(0, step, self.exam, weights, self.initial, reads.weights[step].cpu(), reads.exp_avg[step : step + 2], claims, ())
-            for m in compare(kept, self.initial, self.reference, self.profile, expected, adam):
+            for m in compare(kept, self.initial, self.reference, self.profile, adam):
                 before = found.get(m.name, m)
                 found[m.name] = audits.Measured(m.name, (*before.values[:step], *m.values[step:]), (*before.where[:step], *m.where[step:]))
         return list(found.values())

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 import torch
 
 from crusades.bench.referee.data import Corpus
-from crusades.bench.referee.exam import Exam, prepare_exam
+from crusades.bench.referee.exam import Exam, prepare_exams
+from crusades.bench.referee.memory import host_buffer
 from crusades.bench.referee.models import Reference
 from crusades.errors import RefereeFault
 from crusades.hparams import Profile
@@ -39,14 +40,14 @@ class Prepared:
 
 
 class ExamPool:
-    """At most `profile.exam_pool` exams, the oldest sets retired first. Not thread-safe; the referee has one thread."""
+    """At most `profile.exam_pool` exams, the oldest sets retired first. Not thread-safe; the referee has one thread that asks."""
 
     def __init__(self, reference: Reference, corpus: Corpus, profile: Profile) -> None:
         self._reference, self._corpus, self._profile = reference, corpus, profile
         self._sets: list[ExamSet] = []
         self._seeds: set[bytes] = set()
-        self._spare: list[torch.Tensor] = []
-        """The buffer of retired weights, at most one: pinning host memory takes longer than drawing weights."""
+        self._spare = [] if reference.pretrained else [host_buffer(reference.layout.elements, reference.layout.dtype, reference.device)]
+        """The buffer of retired weights, at most one, and one to begin with: pinning host memory takes longer than drawing weights."""
 
     def available(self, submission_id: str, commit_block: int) -> int:
         """How many exams this submission may be served now."""
@@ -62,8 +63,7 @@ class ExamPool:
             fresh = ExamSet(self._reference.redraw(secrets.randbits(62), self._spare.pop() if self._spare else None))
             self._sets.append(fresh)
             initial = at_hand(fresh.initial)
-            for _ in range(missing):
-                fresh.exams.append(prepare_exam(self._reference, self._corpus, self._profile, initial, self._new_seed()))
+            fresh.exams += prepare_exams(self._reference, self._corpus, self._profile, initial, [self._new_seed() for _ in range(missing)])
             self._reference.restore(initial)
         return Prepared(self.available(submission_id, commit_block), missing, time.monotonic() - started, retired)
 

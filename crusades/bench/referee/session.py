@@ -102,13 +102,15 @@ class Session:
         self._expect(p.Built, Stage.LOAD, timeout)
         return hello
 
-    def load(self, path: str, rules: dict[str, Any]) -> None:
-        """Map the memory, then import the submission; from then on the other side is hostile."""
+    def load(self, path: str, rules: dict[str, Any], meanwhile: Callable[[], None]) -> None:
+        """Map the memory, then import the submission; from then on the other side is hostile. `meanwhile` is called while it maps,
+        which on a card takes a context of its own."""
         memory = self._reference.memory
         self._reference.clear()  # the last contestant's weights are in there, or what it has written between the segments
         self._wire.send(memory.attach_frame())
         if memory.fd is not None:
             self._wire.send_descriptor(memory.fd)
+        meanwhile()
         self._expect(p.Attached, Stage.LOAD, self._profile.deadlines.load)
         self.hostile = True
         self._send(p.Load(path=path, rules=rules), Stage.LOAD)

@@ -1,0 +1,57 @@
+"""What an exam is before the reference has computed anything: everything that is drawn, by a secret seed and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from crusades.bench.referee.columns import ColumnPlan, Parts, draw_parts, plan_columns
+from crusades.bench.referee.data import Corpus
+from crusades.bench.referee.dice import Dice, in_order
+from crusades.bench.referee.layout import Sample, draw_sample, vocabulary_rows
+from crusades.bench.referee.measured import BEFORE, BODY, SEEN, UNSEEN
+from crusades.bench.referee.models import Reference
+from crusades.hparams import Profile
+
+
+@dataclass
+class Draft:
+    """All tensors on the host; n sampled coordinates, S steps, of which the reference takes R (`reference_steps`)."""
+
+    seed: bytes
+    batches: np.ndarray
+    """int64 (S, batch, sequence)."""
+    sample: Sample
+    plan: ColumnPlan
+    parts: tuple[Parts, ...]
+    """Of each of the R steps."""
+    logit_rows: torch.Tensor
+    logit_columns: torch.Tensor
+    rows: torch.Tensor
+    """int64 (n,): the token whose row of embedding or head a coordinate is in, or −1."""
+
+    def standing(self, step: int) -> torch.Tensor:
+        """uint8 (n,): where the coordinates stand in `step` (0-based), as `measured.Expected` has it."""
+        tokens, before = (torch.from_numpy(batches).flatten() for batches in (self.batches[step], self.batches[:step]))
+        of_token = torch.full((1 + int(max(self.rows.max(), self.batches.max())),), UNSEEN, dtype=torch.uint8)
+        of_token[before], of_token[tokens] = BEFORE, SEEN
+        found, inside = torch.full((len(self.rows),), BODY, dtype=torch.uint8), self.rows >= 0
+        found[inside] = of_token[self.rows[inside]]
+        return found
+
+
+def draw_exam(reference: Reference, corpus: Corpus, profile: Profile, seed: bytes) -> Draft:
+    """The exam of `seed`. Needs nothing of the device, and so may go on beside whatever it does."""
+    dice, audit, steps, positions = Dice(seed), profile.audit, profile.steps, profile.sequence_length - 1
+    batches = corpus.draw(seed, steps * profile.batch_size, profile.sequence_length).reshape(steps, profile.batch_size, profile.sequence_length)
+    sample = draw_sample(reference.layout, audit.coordinates, audit.min_per_tensor, dice)
+    return Draft(
+        seed=seed, batches=batches, sample=sample,
+        plan=plan_columns(reference.model, reference.layout, sample, audit.column_coordinates, dice),
+        parts=tuple(draw_parts(profile.batch_size, positions, audit.cells, dice) for _ in range(min(audit.reference_steps, steps))),
+        logit_rows=in_order(dice.permutation(profile.batch_size * positions)[: audit.logit_positions]),
+        logit_columns=in_order(dice.permutation(reference.vocabulary)[: audit.logit_columns]),
+        rows=vocabulary_rows(reference.layout, sample, reference.vocabulary),
+    )  # fmt: skip
