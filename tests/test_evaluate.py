@@ -100,6 +100,47 @@ async def test_what_was_cancelled_before_it_was_sent_leaves_the_referee_usable(t
     await link.kill()
 
 
+async def test_a_referee_that_does_not_die_is_told_within_a_bound(tmp_path, autojump_clock):
+    """A driver that hangs keeps a process for ever; whoever waited for it would keep slot and daemon."""
+    process, (ours, theirs) = subprocess.Popen(["sleep", "60"]), socket.socketpair()  # noqa: ASYNC220 - as start_referee does
+    link, kill = RefereeLink(process, ours, tmp_path / "log"), process.kill
+    process.kill = lambda: None
+    with theirs, pytest.raises(RefereeFault, match=f"process {process.pid}, does not die"):
+        await link.kill()
+    assert not link.usable()
+    kill()
+    process.wait()
+    await link.kill()  # gone meanwhile: nothing to wait for
+
+
+class Undying(FakeReferee):
+    async def kill(self):
+        self.killed = True
+        raise RefereeFault("the referee does not die")
+
+
+async def test_a_verdict_stands_although_the_referee_dies_slowly_afterwards(tmp_path):
+    slot = make_slot(tmp_path, Undying(LoadSubmission=p.SubmissionLoaded(reason=GONE), Release=p.RefereeError(message="CUDA error")))
+    assert (await slot.evaluate(make_job())).code == 1303
+    with pytest.raises(RefereeFault, match="does not die"):
+        await slot.warm()
+
+
+async def test_a_slot_ends_whole_although_its_referee_does_not_die(tmp_path):
+    card = FakeCard()
+    await make_slot(tmp_path, Undying(), FakeContestant(), card).stop()
+    assert card.closed
+
+
+async def test_no_second_referee_is_started_on_a_card_that_the_first_still_holds(tmp_path, monkeypatch):
+    slot = make_slot(tmp_path, Undying())
+    slot._referee.killed = True
+    monkeypatch.setattr(evaluate, "start_referee", lambda *_: pytest.fail("started beside the other"))
+    for _ in range(2):
+        with pytest.raises(RefereeFault, match="does not die"):
+            await slot.warm()
+
+
 async def test_the_folder_of_a_contestant_that_does_not_die_is_removed(tmp_path):
     directory = tempfile.TemporaryDirectory(dir=tmp_path)
     with pytest.raises(SandboxFault):

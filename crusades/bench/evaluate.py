@@ -96,7 +96,7 @@ class Slot:
         self._card = Card(config.index if config.device == "cuda" else None)
         self._lock = trio.Lock()
         self._state, self._detail, self._since, self._submission = "warming", "", time.time(), ""
-        self._stuck: SandboxFault | None = None
+        self._stuck: SandboxFault | RefereeFault | None = None
         self.exam_seconds: list[tuple[int, float]] = []
         """(exams prepared, seconds) of every preparation, for the benchmarks."""
 
@@ -134,7 +134,10 @@ class Slot:
                     except SandboxFault as error:  # whoever ends the slot has a reason of their own; the rest must go all the same
                         log.error("slot %s: %s", self.config.name, error)
                 if self._referee is not None:
-                    await self._referee.kill()
+                    try:
+                        await self._referee.kill()
+                    except RefereeFault as error:
+                        log.error("slot %s: %s", self.config.name, error)
                     self._referee = None
         finally:
             self._card.close()
@@ -169,7 +172,7 @@ class Slot:
                 with trio.CancelScope(shield=True):
                     try:
                         await self._clean_up()
-                    except SandboxFault as error:
+                    except (SandboxFault, RefereeFault) as error:
                         if verdict is None:
                             raise
                         # What was found stands: else who dies slowly has made a verdict that he did not like our fault.

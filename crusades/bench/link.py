@@ -16,6 +16,8 @@ from crusades.errors import ProtocolError, RefereeFault
 
 LOG_BYTES = 8_000
 """How much of a dead referee's log goes into the fault."""
+GONE_TIMEOUT = 30.0
+"""Seconds that a killed referee may take to die: it gives tens of gigabytes back, and a driver that hangs keeps it for ever."""
 PASSED_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "OPENBLAS_CORETYPE", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """All that a referee inherits; never a token."""
 
@@ -97,18 +99,20 @@ class RefereeLink:
             return f"(its log cannot be read: {error})"
 
     async def kill(self) -> None:
-        """Kill it and wait until it is gone."""
+        """Kill it and wait until it is gone. Raises RefereeFault when it does not die; to be called again then, before another
+        one is started on its card."""
         self._dead = True
-        with trio.CancelScope(shield=True):
-            self._socket.close()
-            if self._process.poll() is None:
-                self._process.kill()
-                pidfd = os.pidfd_open(self._process.pid)
-                try:
+        self._socket.close()
+        if self._process.poll() is None:
+            self._process.kill()
+            pidfd = os.pidfd_open(self._process.pid)
+            try:
+                with trio.move_on_after(GONE_TIMEOUT, shield=True):
                     await trio.lowlevel.wait_readable(pidfd)
-                finally:
-                    os.close(pidfd)
-                self._process.wait()
+            finally:
+                os.close(pidfd)
+            if self._process.poll() is None:
+                raise RefereeFault(f"the referee, process {self.pid}, does not die {GONE_TIMEOUT:.0f} s after it was killed: look at `ps -o pid,stat,wchan,cmd` and the driver's log")
 
 
 def start_referee(workdir: Path, gpu: int | None) -> RefereeLink:
