@@ -127,9 +127,9 @@ def rows_of(netuid: int, state: HotkeyState, *, provisional: bool) -> list[Commi
                                reason=reason("payload-malformed", f"The chain holds a damaged value for {state.hotkey}: {state.damaged}.", "malformed")))
     if state.live is not None:
         rows += _live(netuid, state, state.live, provisional)
-    kept: dict[int, Commitment] = {}
-    for row in rows:
-        kept.setdefault(row.commit_block, row)
+    kept: dict[tuple[int, bool], Commitment] = {}
+    for row in rows:  # one whose block is that of its reveal, for want of a better one, is another than what was committed there
+        kept.setdefault((row.commit_block, row.commit_block_exact), row)
     return sorted(kept.values(), key=lambda row: row.commit_block)
 
 
@@ -234,7 +234,7 @@ class Sightings:
         Only a finalised read says "withdrawn": at the best head a seal may be back one fork later. With `hotkey`, the read
         was about that one alone.
         """
-        here = {(row.hotkey, row.commit_block) for row in rows}
+        here = {(row.hotkey, row.commit_block) for row in rows if row.commit_block_exact}
         damaged = {name for name, state in states.items() if state.damaged}  # what cannot be read today says nothing about a seal
         lost = []
         for key, row in list(self.sealed.items()):
@@ -253,7 +253,7 @@ class Sightings:
         for row in rows:
             if row.state is Status.SEALED:
                 self.sealed[row.hotkey, row.commit_block] = row
-            elif final and row.hotkey not in damaged:
+            elif final and row.commit_block_exact and row.hotkey not in damaged:
                 self.sealed.pop((row.hotkey, row.commit_block), None)
         return lost
 

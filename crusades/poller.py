@@ -14,7 +14,7 @@ import trio
 from crusades.chain_records import Head
 from crusades.context import Context
 from crusades.errors import ChainError, ConfigError
-from crusades.records import Neuron
+from crusades.records import Commitment, Neuron, Status
 from crusades.rulebook import FACT
 
 log = logging.getLogger("crusades.poller")
@@ -108,14 +108,18 @@ def _note_neurons(ctx: Context, neurons: list[Neuron]) -> None:
                                               f"(`btcli subnet register --netuid {ctx.netuid}`), or start with another --wallet.hotkey")
 
 
+def _told(row: Commitment) -> tuple[str, bool, Status]:
+    return row.submission_id, row.commit_block_exact, row.state
+
+
 async def _read_commitments(ctx: Context, head: Head) -> None:
     """Confirmed rows as of the finalised block, and newer ones as of the best head, in one transaction."""
     finalized, best = head.finalized_hash, head.best_hash
     newer = await ctx.chain.commitments(best) if best != finalized else []
     # Last: a seal that ended is told once, and would be lost with the rest when another read failed after it.
     rows = await ctx.chain.commitments(finalized, final=True)
-    confirmed = {(row.submission_id, row.state) for row in rows}
-    rows = [*rows, *(row for row in newer if (row.submission_id, row.state) not in confirmed)]
+    confirmed = {_told(row) for row in rows}
+    rows = [*rows, *(row for row in newer if _told(row) not in confirmed)]
     recorded = await ctx.store.record_commitments(rows, head=head.best, finalized=head.finalized)
     for id_ in recorded.revealed:
         log.info("submission %s is revealed", id_)

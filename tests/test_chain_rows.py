@@ -1,5 +1,7 @@
 """What storage holds → commitments: every odd case on its own, without a chain."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -64,6 +66,24 @@ def test_a_payload_in_the_clear_is_rejected_and_a_strangers_one_is_nobodys_submi
 def test_a_second_field_of_one_commitment_is_no_second_submission():
     state = HotkeyState(A, uid=4, reveals=(Reveal(GOOD, 120, 100), Reveal(b"{}", 121, 100)))
     assert one(state).state is Status.REVEALED
+
+
+NEXT = HotkeyState(A, uid=4, reveals=(Reveal(GOOD, 120),), live=Live(block=120, rounds=(2000,)), last_commitment=120)
+"""The next commitment came in the very block in which one was opened whose own block nobody knows."""
+
+
+def test_an_opened_row_that_bears_the_block_of_its_reveal_hides_nothing_that_was_committed_there():
+    assert [(r.state, r.commit_block, r.commit_block_exact) for r in rows(NEXT)] == [(Status.REVEALED, 120, False), (Status.SEALED, 120, True)]
+    opened = replace(NEXT, live=None, reveals=(Reveal(GOOD, 120), Reveal(b"{}", 140, 120)))
+    assert [(r.reveal_block, r.commit_block_exact) for r in rows(opened)] == [(120, False), (140, True)]
+
+
+def test_such_a_row_says_nothing_about_the_seal_of_its_block():
+    seen = Sightings()
+    seen.gone(rows(NEXT), {A: NEXT}, block=120, final=True)
+    assert (A, 120) in seen.sealed
+    dropped = replace(NEXT, live=None)
+    assert [r.reason.code for r in seen.gone(rows(dropped), {A: dropped}, block=130, final=True)] == [1002]
 
 
 def test_a_damaged_value_is_a_row_of_its_own():
