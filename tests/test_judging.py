@@ -43,6 +43,19 @@ async def test_finished_runs_go_on_unless_the_profile_anchors_steps(house, autoj
     assert [runs for _, runs in house.judge.evaluated] == handed_in
 
 
+async def test_only_an_evaluation_that_can_go_on_after_a_restart_gets_the_grace(house, autojump_clock):
+    """While its runs are being made, and not when it is over: a control run or a warm-up is begun anew anyway."""
+    id_ = commit(house, "# mfu 40")
+    house.judge.seconds = 5.0
+    async with house.running():
+        await house.until(id_, Status.RUNNING)
+        (seat,) = house.context.seats.values()
+        assert seat.keeps_runs
+        await house.until(id_)
+        await trio.sleep(1.0)
+        assert not seat.keeps_runs
+
+
 async def test_while_submissions_wait_no_exams_are_prepared_for_later_ones(house, autojump_clock):
     sources = [make_source(f"# mfu {40 + uid}") for uid in (2, 3)]
     for uid, source in enumerate(sources, 2):
