@@ -687,6 +687,7 @@ async def test_our_own_downtime_does_not_count_against_a_host(house, autojump_cl
 
 
 async def test_while_we_are_cut_off_ourselves_no_host_is_counted_down(house, autojump_clock):
+    house.settings = msgspec.structs.replace(house.settings, fetch=msgspec.structs.replace(house.settings.fetch, grace_hours=0.5))
     first = commit(house, "# mfu 40")
     async with house.running() as ctx:
         await house.until(first)
@@ -695,7 +696,7 @@ async def test_while_we_are_cut_off_ourselves_no_host_is_counted_down(house, aut
         source, house.files.served[url] = house.files.served[url], FetchFault("the name cannot be resolved")
         await house.until(id_, Status.REVEALED)
         house.chain.failing, house.chain.problem = ChainError("down"), "down"
-        await trio.sleep(8 * 3600)
+        await trio.sleep(3600)
         assert (await ctx.store.submission(id_)).submission.status is Status.REVEALED
         house.chain.failing, house.chain.problem, house.files.served[url] = None, "", source
         assert (await house.until(id_)).submission.status is Status.SCORED
@@ -728,7 +729,8 @@ async def test_a_receipt_that_an_earlier_submission_gives_back_pays_for_the_late
 
 async def test_a_receipt_that_nobody_can_look_up_holds_up_a_later_submission_for_a_while_and_not_for_ever(house, autojump_clock):
     house.settings = msgspec.structs.replace(
-        house.settings, chain=msgspec.structs.replace(house.settings.chain, fee_rao=2 * 10**9, fee_address="5Treasury"))
+        house.settings, chain=msgspec.structs.replace(house.settings.chain, fee_rao=2 * 10**9, fee_address="5Treasury"),
+        fetch=msgspec.structs.replace(house.settings.fetch, grace_hours=0.5))
     house.chain.neuron_list[2] = Neuron(uid=2, hotkey="5Miner2", coldkey="5Cold2")
     house.chain.receipts["8-1"] = ChainError("the block is gone from every archive")
     house.chain.receipts["9-1"] = Receipt(id="9-1", block=9, signer="5Cold2", destination="5Treasury", amount_rao=2 * 10**9, success=True)
