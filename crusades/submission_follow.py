@@ -131,7 +131,7 @@ async def _step(chain: Chain, ticket: Ticket, ask: Ask | None) -> tuple[Progress
         return Progress(ticket=ticket, words=_words(ticket) + (trouble if ticket.stage == "revealed" else "")), ask is None or ticket.over
     try:
         rows = await chain.commitments(hotkey=ticket.hotkey)
-        if all(row.commit_block != ticket.commit_block for row in rows):
+        if not any(_of(ticket, row) for row in rows):
             ticket = await whereabouts(chain, ticket)
     except ChainError as error:
         return Progress(ticket=ticket, words=f"{_words(ticket)}; the chain cannot be asked: {error}"), False
@@ -142,10 +142,15 @@ async def _step(chain: Chain, ticket: Ticket, ask: Ask | None) -> tuple[Progress
     return Progress(ticket=ticket, words=_words(ticket) + trouble * (not ticket.over)), ticket.over or (ask is None and ticket.stage == "revealed")
 
 
+def _of(ticket: Ticket, row: Commitment) -> bool:
+    """Whether a row is of the ticket's block, and not one that was only opened there."""
+    return row.commit_block == ticket.commit_block and (row.commit_block_exact or row.reveal_block is None)
+
+
 async def _from_chain(chain: Chain, ticket: Ticket, rows: Sequence[Commitment]) -> Ticket:
     # Opened, and its block forgotten: the block of the opening stands in.
     stands_in = next((r for r in rows if not r.commit_block_exact and r.payload == ticket.payload and r.commit_block >= (ticket.commit_block or 0)), None)
-    row = next((r for r in rows if r.commit_block == ticket.commit_block), stands_in)
+    row = next((r for r in rows if _of(ticket, r)), stands_in)
     if row is not None:
         return msgspec.structs.replace(ticket, stage=str(row.state.value), reason=row.reason, reveal_round=row.reveal_round or ticket.reveal_round)
     # One that came after the opening has replaced nothing: ours was opened, and as many later ones have pushed it off the chain's list.

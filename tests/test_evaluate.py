@@ -14,7 +14,7 @@ from evaluate_kit import GONE, FakeCard, FakeContestant, FakeReferee, make_job, 
 from crusades.bench import contestant, evaluate
 from crusades.bench import protocol as p
 from crusades.bench.contestant import Contestant
-from crusades.bench.link import RefereeLink
+from crusades.bench.link import RefereeLink, start_referee
 from crusades.errors import DeviceFault, RefereeFault, SandboxFault
 from crusades.nvml import LATE
 from crusades.records import Reason, Stage
@@ -103,20 +103,31 @@ async def test_what_was_cancelled_before_it_was_sent_leaves_the_referee_usable(t
 async def test_a_referee_that_does_not_die_is_told_within_a_bound(tmp_path, autojump_clock):
     """A driver that hangs keeps a process for ever; whoever waited for it would keep slot and daemon."""
     process, (ours, theirs) = subprocess.Popen(["sleep", "60"]), socket.socketpair()  # noqa: ASYNC220 - as start_referee does
-    link, kill = RefereeLink(process, ours, tmp_path / "log"), process.kill
+    link, kill = RefereeLink(process, ours, tmp_path / "log", gpu=7), process.kill
     process.kill = lambda: None
     with theirs, pytest.raises(RefereeFault, match=f"process {process.pid}, does not die"):
         await link.kill()
     assert not link.usable()
+    for _ in range(2):  # whichever slot asks, and however often
+        with pytest.raises(RefereeFault, match="still does not die and holds cuda:7"):
+            start_referee(tmp_path, 7)
     kill()
     process.wait()
     await link.kill()  # gone meanwhile: nothing to wait for
+    with pytest.raises(FileNotFoundError):  # it would be started now: the folder for its log is missing
+        start_referee(tmp_path / "missing", 7)
 
 
 class Undying(FakeReferee):
     async def kill(self):
         self.killed = True
         raise RefereeFault("the referee does not die")
+
+
+async def test_what_a_referee_that_does_not_die_was_killed_for_is_told(tmp_path):
+    slot = make_slot(tmp_path, Undying(LoadSubmission=p.RefereeError(message="CUDA error: unspecified launch failure", code=2003)))
+    with pytest.raises(DeviceFault, match="unspecified launch failure"):
+        await slot.evaluate(make_job())
 
 
 async def test_a_verdict_stands_although_the_referee_dies_slowly_afterwards(tmp_path):

@@ -1,5 +1,7 @@
 """The miner's side: what is looked at before signing, that nothing is paid or committed twice, and the way to the verdict."""
 
+from contextlib import aclosing
+
 import msgspec
 import pytest
 import trio
@@ -9,6 +11,7 @@ from httpx import AsyncClient, ConnectError, MockTransport, Response
 from crusades import fees
 from crusades import submission as s
 from crusades.chain_records import CommitFacts, Failed, Pruned, Receipt, Sent, Unresolved
+from crusades.chain_rows import HotkeyState, Live, Reveal, rows_of
 from crusades.errors import ChainError, UsageError
 from crusades.payload import parse_payload
 from crusades.records import Finding, Outcome, Payload, Reason, Source, Stage, Status
@@ -660,6 +663,22 @@ async def test_a_commitment_whose_block_is_forgotten_is_followed_to_its_opening(
         await trio.to_thread.run_sync(w.net.prune, 5)
         async with w.another(w.miner) as chain:
             assert [step.ticket.stage for step in await steps(chain, done, tickets, ask=None)] == ["revealed"]
+
+
+async def test_another_that_was_opened_in_the_tickets_block_is_not_taken_for_it(world):  # noqa: F811
+    """Its own block is forgotten and that of its opening stands in; a malformed one would have ended the ticket."""
+
+    class Rows:
+        block_time = 1.0
+
+        async def commitments(self, *, hotkey):
+            state = HotkeyState(hotkey, uid=4, reveals=(Reveal(b"{}", 120),), live=Live(block=120, rounds=(2000,)))
+            return rows_of(3, state, provisional=False)
+
+    ticket, tickets = await ticket_for(world)
+    ticket = tickets.save(msgspec.structs.replace(ticket, stage="sealed", commit_block=120))
+    async with aclosing(follow(Rows(), ticket, tickets, ask=None)) as following:
+        assert (await anext(following)).ticket.stage == "sealed"
 
 
 async def test_a_ticket_of_a_dev_chain_that_was_started_anew_is_submitted_anew(world, tmp_path):  # noqa: F811

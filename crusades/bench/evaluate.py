@@ -96,7 +96,7 @@ class Slot:
         self._card = Card(config.index if config.device == "cuda" else None)
         self._lock = trio.Lock()
         self._state, self._detail, self._since, self._submission = "warming", "", time.time(), ""
-        self._stuck: SandboxFault | RefereeFault | None = None
+        self._stuck: SandboxFault | None = None
         self.exam_seconds: list[tuple[int, float]] = []
         """(exams prepared, seconds) of every preparation, for the benchmarks."""
 
@@ -133,12 +133,8 @@ class Slot:
                         await drop()
                     except SandboxFault as error:  # whoever ends the slot has a reason of their own; the rest must go all the same
                         log.error("slot %s: %s", self.config.name, error)
-                if self._referee is not None:
-                    try:
-                        await self._referee.kill()
-                    except RefereeFault as error:
-                        log.error("slot %s: %s", self.config.name, error)
-                    self._referee = None
+                await self._end_referee()
+                self._referee = None
         finally:
             self._card.close()
 
@@ -172,7 +168,7 @@ class Slot:
                 with trio.CancelScope(shield=True):
                     try:
                         await self._clean_up()
-                    except (SandboxFault, RefereeFault) as error:
+                    except SandboxFault as error:
                         if verdict is None:
                             raise
                         # What was found stands: else who dies slowly has made a verdict that he did not like our fault.
@@ -330,15 +326,23 @@ class Slot:
             with trio.fail_after(deadline):
                 report = await self._referee.ask(order, fd=fd)
         except trio.TooSlowError as error:
-            await self._referee.kill()
+            await self._end_referee()
             raise RefereeFault(f"the referee did not answer {type(order).__name__} within {deadline:.0f} s") from error
         if isinstance(report, p.RefereeError):
-            await self._referee.kill()
+            await self._end_referee()
             raise self._fault_of(report)
         if not isinstance(report, kind):
-            await self._referee.kill()
+            await self._end_referee()
             raise RefereeFault(f"the referee answered {type(order).__name__} with {type(report).__name__}")
         return report
+
+    async def _end_referee(self) -> None:
+        """Kill it. One that does not die is no news beside the reason that it was killed for: whoever wants the next one is told."""
+        if self._referee is not None:
+            try:
+                await self._referee.kill()
+            except RefereeFault as error:
+                log.error("slot %s: %s", self.config.name, error)
 
     def _fault_of(self, error: p.RefereeError) -> CrusadesError:
         if error.code == fault("sandbox").code:
@@ -361,22 +365,21 @@ class Slot:
         try:
             await self._drop_contestant()
         except SandboxFault:
-            if self._referee is not None:  # it may wait for the one that does not die
-                await self._referee.kill()
+            await self._end_referee()  # it may wait for the one that does not die
             raise
         if self._referee is None:
             return
         if not self._referee.usable():  # dead, or we were cancelled amid an order, exams say, that nobody waits for any more
-            await self._referee.kill()
+            await self._end_referee()
             return
         with trio.move_on_after(60.0) as scope:
             try:
                 await self._ask(p.Release(), p.Released, 45.0)
             except (RefereeFault, DeviceFault, SandboxFault) as error:
                 self._detail = str(error)
-                await self._referee.kill()
+                await self._end_referee()
         if scope.cancelled_caught:
-            await self._referee.kill()
+            await self._end_referee()
 
 
 @asynccontextmanager

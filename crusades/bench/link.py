@@ -18,6 +18,9 @@ LOG_BYTES = 8_000
 """How much of a dead referee's log goes into the fault."""
 GONE_TIMEOUT = 30.0
 """Seconds that a killed referee may take to die: it gives tens of gigabytes back, and a driver that hangs keeps it for ever."""
+LOOK = "look at `ps -o pid,stat,wchan,cmd` and the driver's log"
+_undying: dict[int, subprocess.Popen[bytes]] = {}
+"""By card: a referee that was killed and did not die. Slots come and go, such a process stays, and its memory with it."""
 PASSED_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "OPENBLAS_CORETYPE", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """All that a referee inherits; never a token."""
 
@@ -25,8 +28,8 @@ PASSED_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "OPENBL
 class RefereeLink:
     """One referee process. One order at a time; after a cancelled `ask` it is not usable any more."""
 
-    def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket, log: Path) -> None:
-        self._process, self._socket, self._log = process, trio.socket.from_stdlib_socket(sock), log
+    def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket, log: Path, gpu: int | None = None) -> None:
+        self._process, self._socket, self._log, self._gpu = process, trio.socket.from_stdlib_socket(sock), log, gpu
         self._buffer = bytearray()
         self._owed = False
         self._dead = False
@@ -99,8 +102,7 @@ class RefereeLink:
             return f"(its log cannot be read: {error})"
 
     async def kill(self) -> None:
-        """Kill it and wait until it is gone. Raises RefereeFault when it does not die; to be called again then, before another
-        one is started on its card."""
+        """Kill it and wait until it is gone. Raises RefereeFault when it does not die; no other one is started on its card then."""
         self._dead = True
         self._socket.close()
         if self._process.poll() is None:
@@ -112,11 +114,17 @@ class RefereeLink:
             finally:
                 os.close(pidfd)
             if self._process.poll() is None:
-                raise RefereeFault(f"the referee, process {self.pid}, does not die {GONE_TIMEOUT:.0f} s after it was killed: look at `ps -o pid,stat,wchan,cmd` and the driver's log")
+                if self._gpu is not None:
+                    _undying[self._gpu] = self._process
+                raise RefereeFault(f"the referee, process {self.pid}, does not die {GONE_TIMEOUT:.0f} s after it was killed: {LOOK}")
 
 
 def start_referee(workdir: Path, gpu: int | None) -> RefereeLink:
-    """Spawn a referee that sees only card `gpu` (none when None). From the trio thread, which outlives it."""
+    """Spawn a referee that sees only card `gpu` (none when None). From the trio thread, which outlives it. Raises RefereeFault
+    while an earlier one on that card does not die."""
+    if gpu is not None and (old := _undying.pop(gpu, None)) is not None and old.poll() is None:
+        _undying[gpu] = old
+        raise RefereeFault(f"process {old.pid}, a referee that was killed, still does not die and holds cuda:{gpu}: {LOOK}")
     ours, theirs = socket.socketpair()
     log = workdir / "referee.log"
     environment = {key: os.environ[key] for key in PASSED_ENVIRONMENT if key in os.environ}
@@ -131,4 +139,4 @@ def start_referee(workdir: Path, gpu: int | None) -> RefereeLink:
             [sys.executable, "-m", "crusades.bench.referee.process", "--fd", str(theirs.fileno())],
             stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, pass_fds=(theirs.fileno(),), env=environment, cwd=workdir, start_new_session=True,
         )  # fmt: skip
-    return RefereeLink(process, ours, log)
+    return RefereeLink(process, ours, log, gpu)
