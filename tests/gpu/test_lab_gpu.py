@@ -27,4 +27,4 @@ def test_a_variant_with_cuda_graphs_has_the_right_gradients_and_leaves_no_memory
     assert errors[1] < 2 * errors[0] + 0.01, errors
     gc.collect()
     torch.cuda.empty_cache()
-    assert torch.cuda.memory_reserved() - before < 64 << 20
+    assert torch.cuda.memory_reserved() - before < reference.layout.nbytes // 2, "gradients alone are twice that"
