@@ -48,6 +48,12 @@ class Remote(msgspec.Struct, frozen=True):
     score_mfu: float | None = None
     progress: str = ""
     queue_position: int | None = None
+    sha256: str = ""
+    """Of the file that was committed; empty while that is sealed."""
+
+    def of(self, ticket: Ticket) -> bool:
+        """Whether it can be the ticket's: names are made of blocks, and where one had to stand in for another, it is another's."""
+        return self.sha256 in ("", ticket.payload.sha256)
 
     @property
     def withdrawn(self) -> bool:
@@ -124,7 +130,7 @@ async def _step(chain: Chain, ticket: Ticket, ask: Ask | None) -> tuple[Progress
         except httpx.HTTPError as error:
             trouble = f" (the validator cannot be asked: {str(error) or type(error).__name__})"
         else:
-            if remote is not None and not remote.withdrawn:
+            if remote is not None and remote.of(ticket) and not remote.withdrawn:
                 return _from_validator(ticket, remote)
             trouble = " (the validator has not seen it yet)"
     if ticket.stage in ("revealed", "rejected"):

@@ -232,6 +232,15 @@ async def test_an_accepted_submission_ends_with_its_score(tmp_path, autojump_clo
     assert (last.exit_code, last.score_mfu, last.verdict) == (0, 41.5, Outcome.ACCEPTED)
 
 
+async def test_the_verdict_of_another_file_under_the_same_name_is_not_the_tickets(tmp_path, autojump_clock):
+    """A validator names what it opened by the block of its opening where no better is known, and the ticket was committed there."""
+    ticket, tickets = sealed_ticket(tmp_path)
+    client = validator({"status": "rejected", "verdict": "rejected", "sha256": "ef" * 32}, {"status": "scored", "verdict": "accepted", "score_mfu": 41.5, "sha256": ticket.payload.sha256})
+    first, last = await steps(FakeChain([]), ticket, tickets, ask=ask_validator(client, "http://host"))
+    assert (first.ticket.stage, last.exit_code) == ("sealed", 0)
+    assert "not seen it yet" in first.words
+
+
 async def test_a_validator_that_talks_nonsense_is_waited_out(tmp_path, autojump_clock):
     ticket, tickets = sealed_ticket(tmp_path)
     client = validator(500, {"status": "dancing"}, {"status": "faulted", "verdict": "fault"})
