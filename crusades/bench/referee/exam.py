@@ -1,11 +1,12 @@
 """An exam: secret batches, and the reference's gradients, weights and moments at secret coordinates, step by step.
 
 Prepared only while no contestant exists on the slot. What is kept lies in host memory; everything else that the
-reference pass touched is overwritten (`memory` by the next restore, gradients and activations by `process`).
+reference pass touched is overwritten (`memory` by the next restore, gradients and activations by `room`).
 """
 
 from __future__ import annotations
 
+import functools
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -84,12 +85,9 @@ def prepare_exam(reference: Reference, corpus: Corpus, profile: Profile, initial
 
 
 def prepare_exams(reference: Reference, corpus: Corpus, profile: Profile, initial: torch.Tensor, seeds: Sequence[bytes]) -> Iterator[Exam]:
-    """The same for each of `seeds`. While the device computes one, a thread draws the next: a sixth of the time on a card."""
+    """The same for each of `seeds`. While the device computes one, a thread draws the others: a sixth of the time on a card."""
     with ThreadPoolExecutor(1) as beside:
-        drawn = [beside.submit(draw_exam, reference, corpus, profile, seed) for seed in seeds[:1]]
-        for following in range(1, len(seeds) + 1):
-            draft = drawn.pop().result()
-            drawn = [beside.submit(draw_exam, reference, corpus, profile, seed) for seed in seeds[following : following + 1]]
+        for draft in beside.map(functools.partial(draw_exam, reference, corpus, profile), seeds):
             yield _answered(draft, reference, profile, initial)
 
 
