@@ -27,7 +27,7 @@ import trio
 from crusades import hparams
 from crusades.bench.evaluate import Job, Slot, open_slot
 from crusades.bench.local import BenchConfig, bench_slot, read_submission
-from crusades.records import Verdict
+from crusades.records import Run, Verdict
 from crusades.report import closeness
 
 
@@ -63,12 +63,17 @@ def judges_share(orders: dict[str, list[float]], verdicts: list[Verdict]) -> dic
     }  # fmt: skip
 
 
+def own_seconds(run: Run, steps: int) -> float:
+    """The run's time by the contestant's clock, without what it waited for the referee's reads and copies. It stops before the last read."""
+    return run.claimed_seconds - run.read_seconds * (steps - 1) / steps - run.copy_seconds
+
+
 def summary(config: BenchConfig, orders: dict[str, list[float]], verdicts: list[Verdict], measured: dict[str, Any]) -> dict[str, object]:
     """Everything that can be said of the evaluations so far."""
     runs = [r for v in verdicts for r in v.runs if r.scored]
     steps = config.hparams.profile(config.profile_name).steps
     scores = [v.score_mfu for v in verdicts if v.score_mfu is not None]
-    overhead = [100 * ((r.seconds + r.read_seconds + r.copy_seconds) / r.claimed_seconds - 1) for r in runs if r.claimed_seconds]
+    overhead = [100 * (r.seconds / own - 1) for r in runs if (own := own_seconds(r, steps)) > 0]
     return {
         "file": config.path.name, "profile": config.profile_name, "device": verdicts[0].device, "evaluations": len(verdicts), "accepted": len(scores), **measured,
         "run_s_median": statistics.median(r.seconds for r in runs) if runs else None,
@@ -79,7 +84,7 @@ def summary(config: BenchConfig, orders: dict[str, list[float]], verdicts: list[
         **(share := judges_share(orders, verdicts)), "wall_beyond_own_percent": 100 * (measured["wall_s"] / share["own_s"] - 1), "score_mfu": scores,
         "score_cv_percent": 100 * statistics.stdev(scores) / statistics.mean(scores) if len(scores) > 1 else None,
         "nearest_limit": [nearest_limit(v) for v in verdicts],
-        "runs": [[{"seconds": r.seconds, "credited_seconds": r.credited_seconds, "step_seconds": r.step_seconds, "final_loss": r.final_loss, "telemetry": r.telemetry} for r in v.runs] for v in verdicts],
+        "runs": [[{"seconds": r.seconds, "credited_seconds": r.credited_seconds, "step_seconds": r.step_seconds, **{name: getattr(r, name) for name in ("claimed_seconds", "read_seconds", "copy_seconds", "excess_seconds", "peak_memory_bytes")}, "final_loss": r.final_loss, "telemetry": r.telemetry} for r in v.runs] for v in verdicts],
     }  # fmt: skip
 
 

@@ -87,11 +87,13 @@ class Done(Frame, frozen=True, kw_only=True, tag="done"):
     logits_shape: Annotated[tuple[Count, ...], msgspec.Meta(max_length=16)]
     batches: Count
     """Batches that inner_steps asked for."""
-    peak_memory: Count | None = None
 
 
 class Logits(Frame, frozen=True, kw_only=True, tag="logits"):
     """Payload: float32, positions × columns."""
+
+    peak_memory: Count | None = None
+    """Bytes: the most that the run's allocator held on the card. Looked up when the clock has stopped: it takes long."""
 
 
 class Failed(Frame, frozen=True, kw_only=True, tag="failed"):

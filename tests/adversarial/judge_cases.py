@@ -205,7 +205,7 @@ OVERREACHING: dict[str, tuple[str, set[int]]] = {
         def inner_steps(m, it, o, n, d):
             r = honest(m, it, o, n, d)
             it._contestant._channel.send("done", run=0, claimed_ns=1, final_loss=r.final_loss, total_tokens=r.total_tokens,
-                                         logits_shape=list(r.final_logits.shape), batches=n, peak_memory=None)
+                                         logits_shape=list(r.final_logits.shape), batches=n)
             return r
         """), {1306}),
     "puts a socket of its own where the channel is": (bent("""

@@ -194,7 +194,6 @@ class Contestant:
         try:
             logits, tokens, loss = result.final_logits, int(result.total_tokens), float(result.final_loss)
             shape = [int(n) for n in logits.shape]
-            peak = torch.cuda.max_memory_allocated() if self._device != "cpu" else None
         except BaseException as error:
             message = f"inner_steps must return an object with final_logits, total_tokens and final_loss ({type(error).__name__}: {error})"
             raise SubmissionFailed("result", "result", message) from error
@@ -202,13 +201,14 @@ class Contestant:
         self._logits = logits
         self._channel.send(
             "done", run=run, claimed_ns=claimed, final_loss=loss if math.isfinite(loss) else None, total_tokens=tokens,
-            logits_shape=shape, batches=asked, peak_memory=peak,
+            logits_shape=shape, batches=asked,
         )  # fmt: skip
 
     def show(self, order: dict[str, Any], _: bytearray) -> None:
         """The final logits at the positions and columns that the referee names."""
         try:
             assert self._logits is not None
+            peak = torch.cuda.max_memory_allocated() if self._device != "cpu" else None
             flat = self._logits.detach().reshape(-1, self._logits.shape[-1])
             rows = torch.tensor(order["rows"], device=flat.device)
             columns = torch.tensor(order["columns"], device=flat.device)
@@ -216,7 +216,7 @@ class Contestant:
         except BaseException as error:
             raise SubmissionFailed("result", "result", f"final_logits cannot be read: {error}") from error
         self._logits = None
-        self._channel.send("logits", payload=sample.numpy().tobytes())
+        self._channel.send("logits", payload=sample.numpy().tobytes(), peak_memory=peak)
 
     def _synchronize(self) -> None:
         if self._device != "cpu":

@@ -210,7 +210,7 @@ class Desk:
             copy_seconds=timing.copy_seconds, excess_seconds=timing.excess_seconds,
             mfu=mfu.mfu_percent(self._flops_per_token(), tokens, seconds, self._peak.tflops), tokens_per_second=tokens / seconds,
             final_loss=done.final_loss, step_seconds=timing.step_seconds,
-            peak_memory_bytes=done.peak_memory, audit=audit,
+            peak_memory_bytes=outcome.peak_memory, audit=audit,
         )  # fmt: skip
 
     def _flops_per_token(self) -> float:

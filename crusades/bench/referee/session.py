@@ -77,6 +77,8 @@ class Outcome:
     reads: Reads
     done: p.Done
     logits: torch.Tensor
+    peak_memory: int | None
+    """Bytes on the card, as claimed."""
 
 
 class Session:
@@ -131,8 +133,8 @@ class Session:
             anchor.begin()
         reader.read(0)
         timing, done = self._timed(index, stage, batches, reader)
-        logits = self._show(exam, done, stage, meanwhile)
-        return Outcome(timing, reader.result(), done, logits)
+        logits, peak = self._show(exam, done, stage, meanwhile)
+        return Outcome(timing, reader.result(), done, logits, peak)
 
     def _timed(self, index: int, stage: Stage, batches: list[bytes], reader: Reader) -> tuple[Timing, p.Done]:
         budget = self._profile.deadlines.run if index else self._profile.deadlines.warmup
@@ -154,18 +156,18 @@ class Session:
         # row 0 was read before the clock started
         return Timing(reader.steps_of(started, marks), sum(reader.read_seconds[1:]), sum(reader.copy_seconds[1:]), sum(reader.excess[1:])), claim
 
-    def _show(self, exam: Exam, done: p.Done, stage: Stage, meanwhile: Callable[[], None]) -> torch.Tensor:
+    def _show(self, exam: Exam, done: p.Done, stage: Stage, meanwhile: Callable[[], None]) -> tuple[torch.Tensor, int | None]:
         rows, positions, vocabulary = self._profile.batch_size, self._profile.sequence_length - 1, self._reference.vocabulary
         if tuple(done.logits_shape) != (rows, positions, vocabulary):
             shape = "×".join(map(str, done.logits_shape))
             raise charge("bad-result", stage, f"final_logits has shape {shape}; expected {rows}×{positions}×{vocabulary}", measured=shape)
         self._send(p.Show(rows=tuple(exam.logit_rows.tolist()), columns=tuple(exam.logit_columns.tolist())), stage)
         meanwhile()
-        _, payload = self._receive(p.Logits, stage, self._profile.deadlines.result)
+        shown, payload = self._receive(p.Logits, stage, self._profile.deadlines.result)
         expected = exam.logits.numel() * 4
         if len(payload) != expected:
             raise charge("bad-frame", stage, f"the logits sample has {len(payload)} bytes; expected {expected}")
-        return torch.frombuffer(bytearray(payload), dtype=torch.float32).view(exam.logits.shape)
+        return torch.frombuffer(bytearray(payload), dtype=torch.float32).view(exam.logits.shape), shown.peak_memory
 
     # ---------------------------------------------------------------- frames
 
