@@ -120,7 +120,7 @@ async def _wanted_slots(ctx: Context, config: DaemonConfig) -> dict[str, int]:
 
 def slot_config(config: DaemonConfig, ctx: Context, name: str, index: int) -> object:
     """What the judge is opened with."""
-    from crusades.bench.evaluate import SlotConfig
+    from crusades.bench.slot import SlotConfig
 
     async def publish(seeds: tuple[str, ...]) -> None:
         await ctx.store.emit("exams", {"slot": name, "retired_seeds": list(seeds)})

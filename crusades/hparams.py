@@ -205,6 +205,9 @@ class Profile(Section, frozen=True, kw_only=True):
     steps: Count
     runs: Count = 5
     """Scored runs; one warm-up run comes before them."""
+    uneven: Share = 0.0
+    """Where the fastest scored run is more than this share faster than their median, the evaluation is made once more and the score
+    is the median of both; 0 = never. On a host that keeps the card waiting honest runs differ by several percent."""
     learning_rate: Positive = 1e-4
     beta1: Decay = 0.9
     beta2: Decay = 0.95
@@ -293,6 +296,8 @@ def _felt(profile: Profile) -> dict[str, Any]:
     for name in ("fine_cells", "reference_steps"):
         if found["audit"][name] == getattr(AuditSettings(), name):
             del found["audit"][name]
+    if not profile.uneven:
+        del found["uneven"]
     return found
 
 

@@ -9,7 +9,8 @@ import trio
 from crusades import hparams
 from crusades.bench import protocol as p
 from crusades.bench.card import Seen
-from crusades.bench.evaluate import Job, Slot, SlotConfig
+from crusades.bench.evaluate import Job, Slot
+from crusades.bench.slot import SlotConfig
 from crusades.errors import RefereeFault
 from crusades.records import Audit, Reason, Run, Source, Stage
 

@@ -13,6 +13,7 @@ from evaluate_kit import GONE, FakeCard, FakeContestant, FakeReferee, make_job, 
 
 from crusades.bench import contestant, evaluate
 from crusades.bench import protocol as p
+from crusades.bench import slot as slot_module
 from crusades.bench.contestant import Contestant
 from crusades.bench.link import RefereeLink, start_referee
 from crusades.errors import DeviceFault, RefereeFault, SandboxFault
@@ -146,7 +147,7 @@ async def test_a_slot_ends_whole_although_its_referee_does_not_die(tmp_path):
 async def test_no_second_referee_is_started_on_a_card_that_the_first_still_holds(tmp_path, monkeypatch):
     slot = make_slot(tmp_path, Undying())
     slot._referee.killed = True
-    monkeypatch.setattr(evaluate, "start_referee", lambda *_: pytest.fail("started beside the other"))
+    monkeypatch.setattr(slot_module, "start_referee", lambda *_: pytest.fail("started beside the other"))
     for _ in range(2):
         with pytest.raises(RefereeFault, match="does not die"):
             await slot.warm()
@@ -171,7 +172,7 @@ async def test_a_process_that_is_gone_is_asked_how_it_ended(tmp_path, answers):
 
 async def test_a_contestant_gets_the_node_of_the_slots_card(tmp_path, monkeypatch):
     given = []
-    monkeypatch.setattr(evaluate, "start_contestant", lambda config, channel, node: given.append(node) or FakeContestant())
+    monkeypatch.setattr(slot_module, "start_contestant", lambda config, channel, node: given.append(node) or FakeContestant())
     card = FakeCard()
     card.minor = 3
     await make_slot(tmp_path, card=card)._connect()
@@ -187,7 +188,7 @@ class Ahead:
         self.asked = []
         self.slot = make_slot(folder, self.referee, self.first)
         self.slot.config = dataclasses.replace(self.slot.config, **config)
-        monkeypatch.setattr(evaluate, "start_contestant", self.start)
+        monkeypatch.setattr(slot_module, "start_contestant", self.start)
 
     def start(self, config, channel, node):
         self.asked.append("first is dead" if self.first.killed else "first lives")
@@ -226,7 +227,7 @@ async def test_runs_are_not_lost_because_the_next_sandbox_cannot_start(tmp_path,
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(evaluate, "start_contestant", fail)
+    monkeypatch.setattr(slot_module, "start_contestant", fail)
     assert (await ahead.slot.evaluate(make_job())).verdict == "accepted"
     with pytest.raises(type(error)):
         await ahead.slot.warm()
@@ -324,6 +325,82 @@ async def test_a_contestant_cannot_tell_a_repeated_run_from_the_next(tmp_path, m
     verdict = await make_slot(tmp_path, referee).evaluate(make_job())
     assert [run.index for run in verdict.runs] == [0, 1, 1, 2]
     assert [order.index for order in referee.orders if isinstance(order, p.DoRun)] == [0, 1, 2, 3]
+
+
+# ------------------------------------------------------------------------------------------------ uneven runs
+
+
+def mfus(*values):
+    """A referee whose scored runs come out at these percentages, in order."""
+    told = iter(values)
+
+    def answer(order):
+        found = ran(order.index)
+        return msgspec.structs.replace(found, run=msgspec.structs.replace(found.run, mfu=next(told))) if order.scored else found
+
+    return FakeReferee(DoRun=answer)
+
+
+def uneven_slot(folder, monkeypatch, referee, first=None):
+    made = [first or FakeContestant()]
+    monkeypatch.setattr(slot_module, "start_contestant", lambda *_: made.append(FakeContestant()) or made[-1])
+    return make_slot(folder, referee, made[0], runs=3, uneven=0.015), made
+
+
+async def test_uneven_runs_are_made_once_more_and_the_median_of_all_counts(tmp_path, monkeypatch):
+    """Slowed down by a busy host, say: the second round's runs pull the score to where most of all runs are."""
+    referee = mfus(40.0, 38.0, 36.0, 40.1, 40.2, 40.3)
+    slot, made = uneven_slot(tmp_path, monkeypatch, referee)
+    verdict = await slot.evaluate(make_job())
+    assert verdict.score_mfu == (40.0 + 40.1) / 2
+    assert "5.3% faster than the median of 3" in "".join(verdict.notes)
+    assert [(run.index, run.scored) for run in verdict.runs] == [(0, False), (1, True), (2, True), (3, True), (4, False), (5, True), (6, True), (7, True)]
+    assert [order.index for order in referee.orders if isinstance(order, p.DoRun)] == [0, 1, 2, 3] * 2, "each contestant counts what it does itself"
+    assert [contestant.killed for contestant in made] == [True, True]
+
+
+async def test_what_is_uneven_twice_is_not_made_a_third_time(tmp_path, monkeypatch):
+    slot, made = uneven_slot(tmp_path, monkeypatch, mfus(*[40.0, 38.0, 36.0] * 2))
+    assert (await slot.evaluate(make_job())).score_mfu == 38.0
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize("values", [(40.0, 39.5, 39.4), (40.0, 40.1, 30.0)], ids=["even", "one is slow, which no median feels"])
+async def test_runs_whose_median_is_near_the_fastest_are_not_repeated(tmp_path, monkeypatch, values):
+    slot, made = uneven_slot(tmp_path, monkeypatch, mfus(*values))
+    verdict = await slot.evaluate(make_job())
+    assert (len(verdict.runs), len(made)) == (4, 1)
+
+
+async def test_a_failure_in_the_second_round_is_a_failure(tmp_path, monkeypatch):
+    wrong = Reason(code=1401, stage=Stage.AUDIT, message="half was left out")
+    values, loads = iter([40.0, 38.0, 36.0]), []
+
+    def answer(order):
+        found = ran(order.index, reason=wrong if len(loads) == 2 else None)
+        return msgspec.structs.replace(found, run=msgspec.structs.replace(found.run, mfu=next(values))) if order.scored else found
+
+    referee = FakeReferee(DoRun=answer, LoadSubmission=lambda order: loads.append(order) or p.SubmissionLoaded())
+    verdict = await uneven_slot(tmp_path, monkeypatch, referee)[0].evaluate(make_job())
+    assert (verdict.code, [run.index for run in verdict.runs]) == (1401, [0, 1, 2, 3, 4])
+
+
+async def test_who_dies_slowly_after_uneven_runs_keeps_the_verdict_on_them(tmp_path, monkeypatch):
+    """Else a slow death would be a way to have a verdict made anew."""
+    slot, made = uneven_slot(tmp_path, monkeypatch, mfus(40.0, 38.0, 36.0), FakeContestant(STUCK))
+    slot._profile = msgspec.structs.replace(slot._profile, audit=msgspec.structs.replace(slot._profile.audit, anchored_runs=0))
+    assert (await slot.evaluate(make_job())).score_mfu == 38.0
+    assert len(made) == 1
+    assert slot._stuck is STUCK
+
+
+async def test_of_an_interrupted_second_round_nothing_is_kept(tmp_path, monkeypatch):
+    """The first one's runs say again that there has to be one."""
+    kept = tuple(msgspec.structs.replace(ran(1).run, index=index, mfu=mfu) for index, mfu in [(1, 40.0), (2, 38.0), (3, 36.0), (5, 40.0), (6, 40.0)])
+    slot, _ = uneven_slot(tmp_path, monkeypatch, mfus(40.1, 40.2, 40.3))
+    verdict = await slot.evaluate(make_job(finished_runs=kept))
+    assert [run.index for run in verdict.runs] == [1, 2, 3, 0, 4, 5, 6, 7]
+    assert verdict.score_mfu == (40.0 + 40.1) / 2
 
 
 def test_threads_spin_without_a_sandbox_as_they_do_in_it(tmp_path, monkeypatch):

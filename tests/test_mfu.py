@@ -29,3 +29,12 @@ def test_the_score_is_the_median():
 def test_no_scored_run_is_no_score():
     with pytest.raises(ValueError, match="no scored run"):
         mfu.score([])
+
+
+def test_unevenness_is_what_the_fastest_run_is_ahead_of_the_median():
+    assert mfu.unevenness([40.0, 42.0, 10.0]) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("few", [[], [1.0], [1.0, 2.0]])
+def test_fewer_than_three_runs_cannot_be_uneven(few):
+    assert mfu.unevenness(few) == 0.0

@@ -23,7 +23,7 @@ from crusades.sandbox.box import ExitStatus
 from crusades.sandbox.policy import ENVIRONMENT
 
 if TYPE_CHECKING:
-    from crusades.bench.evaluate import SlotConfig
+    from crusades.bench.slot import SlotConfig
 
 PACKAGE = Path(__file__).resolve().parents[1]
 INSIDE_HARNESS, INSIDE_GUARD, INSIDE_SUBMISSION = "/inside/harness", "/inside/guard", "/submission"

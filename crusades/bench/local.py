@@ -13,7 +13,8 @@ from pathlib import Path
 import msgspec
 import trio
 
-from crusades.bench.evaluate import Job, SlotConfig, open_slot
+from crusades.bench.evaluate import Job, open_slot
+from crusades.bench.slot import SlotConfig
 from crusades.errors import UsageError
 from crusades.hparams import HParams
 from crusades.records import Source, Verdict, rejected

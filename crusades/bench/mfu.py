@@ -51,6 +51,12 @@ def mfu_percent(flops_token: float, tokens: int, seconds: float, peak_tflops: fl
     return 100.0 * flops_token * tokens / (seconds * peak_tflops * 1e12)
 
 
+def unevenness(mfus: list[float]) -> float:
+    """By what share the fastest run beats the score: what keeps a card waiting makes runs slower and none faster. 0 below three runs,
+    of which no median could be trusted more than another."""
+    return max(mfus) / median(mfus) - 1.0 if len(mfus) > 2 else 0.0
+
+
 def score(mfus: list[float]) -> float:
     """The score of a submission: the median over its scored runs. ValueError when there is none."""
     if not mfus:

@@ -14,7 +14,8 @@ from judge_cases import EFFECTLESS, OVERREACHING
 
 from crusades import hparams
 from crusades.bench.card import Seen
-from crusades.bench.evaluate import Job, SlotConfig, open_slot
+from crusades.bench.evaluate import Job, open_slot
+from crusades.bench.slot import SlotConfig
 from crusades.errors import DeviceFault
 from crusades.nvml import Blame
 from crusades.records import Outcome, Source

@@ -9,7 +9,8 @@ import pytest
 import trio
 
 from crusades import hparams
-from crusades.bench.evaluate import Job, SlotConfig, open_slot
+from crusades.bench.evaluate import Job, open_slot
+from crusades.bench.slot import SlotConfig
 from crusades.records import Outcome, Source, Stage
 
 pytestmark = [pytest.mark.kernel, pytest.mark.slow]

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from crusades import demo_parts, hparams, rules
-from crusades.bench.evaluate import Job, SlotConfig, open_slot
+from crusades.bench.evaluate import Job, open_slot
+from crusades.bench.slot import SlotConfig
 from crusades.records import Outcome, Source
 
 ROOT = Path(__file__).parent.parent.parent
