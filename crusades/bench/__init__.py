@@ -2,7 +2,7 @@
 
 Three processes, and what each may believe (design.md §2):
 
-* the **daemon** (`evaluate.py`) starts the other two, gives the referee one end of the contestant's channel, and turns
+* the **daemon** (`evaluate.py`, `slot.py`) starts the other two, gives the referee one end of the contestant's channel, and turns
   what it hears into a verdict. It never sees a tensor.
 * the **referee** (`referee/`) owns the weights, the optimizer's moments, the data, the clock and the reference. It lets
   the contestant train *in the referee's own memory*, hands out one batch at a time, and before each batch reads a secret
