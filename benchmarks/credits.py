@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=2000)
     parser.add_argument("--tolerance", type=float, default=0.02)
     given = parser.parse_args()
-    evaluations = [[run_of(i, seen) for i, seen in enumerate(runs) if i] for runs in json.loads(given.record.read_text())["runs"]]
+    evaluations = [[run_of(i, seen) for i, seen in enumerate(runs) if seen.get("scored", i > 0)] for runs in json.loads(given.record.read_text())["runs"]]
     dice, steps = random.Random(0), len(evaluations[0][0].step_seconds)
     scores: dict[str, list[float]] = {"measured": [], "credited": [], "by_verified_time_alone": []}
     for runs in evaluations * given.draws:

@@ -1,13 +1,14 @@
 """One figure per line of the judge's budget: `python benchmarks/evaluations.py [FILE] [--profile P] [--device D] [--times N] [--record FILE] [--unsafe-no-sandbox]`.
 
 Evaluates the same file N times on one slot, pre-warmed as the validator does, as N submissions that wait in one queue, and
-prints one JSON object: seconds from order to verdict, the referee's clock over the contestant's own (its reads counted back
-in), reads as a share of a run and in milliseconds, seconds per exam, the spread of the score, and where the referee's time
-went: `orders_s` by kind of order, `around_run_s` what a run takes beside its own time (restoring the weights, the first read,
-the result, the audit), `beyond_own_percent` all time of the judge's own on the device (exams, loading, around runs, reads and copies in
-them, anchored steps, cleaning up) over all time of the submissions' own (their warm-ups and timed runs), and the same for a
-queue of eight, which shares the exams that were prepared; `wall_beyond_own_percent` is all that passed from the first
-sandbox's start to the last verdict, whatever the device did, over the submissions' own.
+prints one JSON object: seconds from order to verdict, the referee's clock over the contestant's own (the referee's reads in
+neither), reads as a share of a run and in milliseconds, seconds per exam, the spread of the score, how many evaluations were so
+uneven that they were made once more, and where the referee's time went: `orders_s` by kind of order, `around_run_s` what a run
+takes beside its own time (restoring the weights, the first read, the result, the audit), `beyond_own_percent` all time of the
+judge's own on the device (exams, loading, around runs, reads and copies in them, anchored steps, cleaning up) over all time of
+the submissions' own (their warm-ups and timed runs), and the same for a queue of eight, which shares the exams that were
+prepared; `wall_beyond_own_percent` is all that passed from the first sandbox's start to the last verdict, whatever the device
+did, over the submissions' own.
 """
 
 from __future__ import annotations
@@ -63,6 +64,11 @@ def judges_share(orders: dict[str, list[float]], verdicts: list[Verdict]) -> dic
     }  # fmt: skip
 
 
+RECORDED = ("index", "scored", "seconds", "credited_seconds", "claimed_seconds", "read_seconds", "copy_seconds", "excess_seconds", "step_seconds", "final_loss",
+            "peak_memory_bytes", "telemetry")  # fmt: skip
+"""What a record has of every run."""
+
+
 def own_seconds(run: Run, steps: int) -> float:
     """The run's time by the contestant's clock, without what it waited for the referee's reads and copies. It stops before the last read."""
     return run.claimed_seconds - run.read_seconds * (steps - 1) / steps - run.copy_seconds
@@ -75,7 +81,8 @@ def summary(config: BenchConfig, orders: dict[str, list[float]], verdicts: list[
     scores = [v.score_mfu for v in verdicts if v.score_mfu is not None]
     overhead = [100 * (r.seconds / own - 1) for r in runs if (own := own_seconds(r, steps)) > 0]
     return {
-        "file": config.path.name, "profile": config.profile_name, "device": verdicts[0].device, "evaluations": len(verdicts), "accepted": len(scores), **measured,
+        "file": config.path.name, "profile": config.profile_name, "device": verdicts[0].device, "evaluations": len(verdicts), "accepted": len(scores),
+        "second_rounds": sum(sum(not r.scored for r in v.runs) > 1 for v in verdicts), **measured,
         "run_s_median": statistics.median(r.seconds for r in runs) if runs else None,
         "clock_overhead_percent_median": statistics.median(overhead) if overhead else None, "clock_overhead_percent_worst": max(overhead, default=None),
         "read_percent_median": statistics.median(100 * r.read_seconds / r.seconds for r in runs) if runs else None,
@@ -84,7 +91,7 @@ def summary(config: BenchConfig, orders: dict[str, list[float]], verdicts: list[
         **(share := judges_share(orders, verdicts)), "wall_beyond_own_percent": 100 * (measured["wall_s"] / share["own_s"] - 1), "score_mfu": scores,
         "score_cv_percent": 100 * statistics.stdev(scores) / statistics.mean(scores) if len(scores) > 1 else None,
         "nearest_limit": [nearest_limit(v) for v in verdicts],
-        "runs": [[{"seconds": r.seconds, "credited_seconds": r.credited_seconds, "step_seconds": r.step_seconds, **{name: getattr(r, name) for name in ("claimed_seconds", "read_seconds", "copy_seconds", "excess_seconds", "peak_memory_bytes")}, "final_loss": r.final_loss, "telemetry": r.telemetry} for r in v.runs] for v in verdicts],
+        "runs": [[{name: getattr(r, name) for name in RECORDED} for r in v.runs] for v in verdicts],
     }  # fmt: skip
 
 
