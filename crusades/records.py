@@ -103,6 +103,12 @@ class Commitment(Record, frozen=True, kw_only=True):
         return hashlib.sha256(f"{self.netuid}:{self.hotkey}:{self.commit_block}".encode()).hexdigest()[:16]
 
 
+def next_name(submission_id: str) -> str:
+    """What a submission is called whose own name is taken: that of one whose commit block was not known when it was opened, and which took
+    the name of the block of its opening, in which this one was committed."""
+    return hashlib.sha256(f"{submission_id}+".encode()).hexdigest()[:16]
+
+
 class Neuron(Record, frozen=True, kw_only=True):
     """One registered key of the subnet."""
 

@@ -11,14 +11,13 @@ commitment, and a newer one replaces it, so it was the newest that was opened).
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from crusades.errors import StoreError
 from crusades.faults import fault
-from crusades.records import Commitment, Reason, Record, Stage, Status
+from crusades.records import Commitment, Reason, Record, Stage, Status, next_name
 from crusades.store_life import CHAINS_OWN, COPY, WITHDRAWN, Hand, chain_may_reject
 from crusades.store_tx import Row, Tx, decode_payload, encode, fetch_rows
 
@@ -138,8 +137,7 @@ def _other_content(seen: Commitment, row: Row) -> bool:
 async def _insert(tx: Tx, seen: Commitment, changes: _Changes, *, head: int) -> Row:
     id_ = seen.submission_id
     while await tx.all("SELECT 1 FROM submissions WHERE id = ?", id_):
-        # A reveal that did not know its commit block took the name of its reveal block, and now a seal of that block came.
-        id_ = hashlib.sha256(f"{id_}+".encode()).hexdigest()[:16]
+        id_ = next_name(id_)
     if seen.state not in (Status.SEALED, Status.REVEALED, Status.REJECTED) or (seen.state is Status.REJECTED) != (seen.reason is not None):
         raise StoreError(f"a commitment is read as {seen.state} {'without' if seen.reason is None else 'with'} a reason")
     rejected = seen.state is Status.REJECTED

@@ -14,7 +14,7 @@ import trio
 from crusades.chain_rows import reason
 from crusades.errors import ChainError, UsageError
 from crusades.faults import fault
-from crusades.records import Commitment, Outcome, Reason, Record, Status
+from crusades.records import Commitment, Outcome, Reason, Record, Status, next_name
 from crusades.submission import Chain, whereabouts
 from crusades.submission_tickets import Ticket, Tickets
 
@@ -127,6 +127,8 @@ async def _step(chain: Chain, ticket: Ticket, ask: Ask | None) -> tuple[Progress
     if ask is not None:
         try:
             remote = await ask(ticket.submission_id)
+            if remote is not None and not remote.of(ticket):
+                remote = await ask(next_name(ticket.submission_id))
         except httpx.HTTPError as error:
             trouble = f" (the validator cannot be asked: {str(error) or type(error).__name__})"
         else:

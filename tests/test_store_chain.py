@@ -8,7 +8,7 @@ from store_kit import accepted, at_stage, opened, reason, record, refused, revea
 
 from crusades.errors import StoreError
 from crusades.payload import round_at, round_time
-from crusades.records import Stage, Status, to_json
+from crusades.records import Stage, Status, next_name, to_json
 
 S = Status
 
@@ -91,7 +91,8 @@ async def test_a_commit_block_learnt_later_completes_the_row_and_keeps_its_name(
 async def test_a_seal_of_the_block_in_which_something_else_was_revealed_is_another_submission(store):
     await record(store, revealed(block=30, reveal=30, exact=False))
     await record(store, revealed(block=30, reveal=30, exact=False), sealed(block=30))
-    assert sorted(row.status for row in (await store.submissions()).items) == [S.REVEALED, S.SEALED]
+    name = sealed(block=30).submission_id
+    assert {row.id: row.status for row in (await store.submissions()).items} == {name: S.REVEALED, next_name(name): S.SEALED}, "a miner asks for the next name, too"
     before = await statuses(store)
     await record(store, sealed(block=30), revealed(block=30, reveal=30, exact=False))
     assert await statuses(store) == before

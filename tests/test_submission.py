@@ -14,8 +14,8 @@ from crusades.chain_records import CommitFacts, Failed, Pruned, Receipt, Sent, U
 from crusades.chain_rows import HotkeyState, Live, Reveal, rows_of
 from crusades.errors import ChainError, UsageError
 from crusades.payload import parse_payload
-from crusades.records import Finding, Outcome, Payload, Reason, Source, Stage, Status
-from crusades.submission_follow import ask_validator, follow, validator_api
+from crusades.records import Finding, Outcome, Payload, Reason, Source, Stage, Status, next_name
+from crusades.submission_follow import Remote, ask_validator, follow, validator_api
 from crusades.submission_receipts import Receipts, find_receipt, receipts_of
 
 SOURCE = Source(sha256="ab" * 32, content=b"def inner_steps(): ...\n", url=URL, fetched_at=0.0)
@@ -233,12 +233,21 @@ async def test_an_accepted_submission_ends_with_its_score(tmp_path, autojump_clo
 
 
 async def test_the_verdict_of_another_file_under_the_same_name_is_not_the_tickets(tmp_path, autojump_clock):
-    """A validator names what it opened by the block of its opening where no better is known, and the ticket was committed there."""
+    """A validator names what it opened by the block of its opening where no better is known, and the ticket was committed there: it is
+    known by the next name, once it is known."""
     ticket, tickets = sealed_ticket(tmp_path)
-    client = validator({"status": "rejected", "verdict": "rejected", "sha256": "ef" * 32}, {"status": "scored", "verdict": "accepted", "score_mfu": 41.5, "sha256": ticket.payload.sha256})
-    first, last = await steps(FakeChain([]), ticket, tickets, ask=ask_validator(client, "http://host"))
-    assert (first.ticket.stage, last.exit_code) == ("sealed", 0)
+    known, asked = {ticket.submission_id: Remote(status=Status.REJECTED, verdict=Outcome.REJECTED, sha256="ef" * 32)}, []
+
+    async def ask(submission_id):
+        asked.append(submission_id)
+        if len(asked) == 4:
+            known[next_name(ticket.submission_id)] = Remote(status=Status.SCORED, verdict=Outcome.ACCEPTED, score_mfu=41.5, sha256=ticket.payload.sha256)
+        return known.get(submission_id)
+
+    first, last = await steps(FakeChain([]), ticket, tickets, ask=ask)
+    assert (first.ticket.stage, last.exit_code, last.score_mfu) == ("sealed", 0, 41.5)
     assert "not seen it yet" in first.words
+    assert asked == [ticket.submission_id, next_name(ticket.submission_id)] * 2
 
 
 async def test_a_validator_that_talks_nonsense_is_waited_out(tmp_path, autojump_clock):
