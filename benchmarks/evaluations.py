@@ -82,7 +82,7 @@ def summary(config: BenchConfig, orders: dict[str, list[float]], verdicts: list[
     overhead = [100 * (r.seconds / own - 1) for r in runs if (own := own_seconds(r, steps)) > 0]
     return {
         "file": config.path.name, "profile": config.profile_name, "device": verdicts[0].device, "evaluations": len(verdicts), "accepted": len(scores),
-        "second_rounds": sum(sum(not r.scored for r in v.runs) > 1 for v in verdicts), **measured,
+        "second_rounds": sum(v.rounds > 1 for v in verdicts), **measured,
         "run_s_median": statistics.median(r.seconds for r in runs) if runs else None,
         "clock_overhead_percent_median": statistics.median(overhead) if overhead else None, "clock_overhead_percent_worst": max(overhead, default=None),
         "read_percent_median": statistics.median(100 * r.read_seconds / r.seconds for r in runs) if runs else None,

@@ -266,6 +266,8 @@ async def _judged(ctx: Context, seat: Seat, judge: Judge, row: Submission, sourc
     ctx.board.progress.pop(row.id, None)
     ctx.metrics.evaluation_seconds.observe(seconds)
     ctx.metrics.evaluations.labels(outcome=verdict.verdict.value).inc()
+    if verdict.rounds > 1:
+        ctx.metrics.second_rounds.inc()
     if verdict.code:
         ctx.metrics.count_fault(verdict.code)
     if verdict.verdict is Outcome.FAULT:

@@ -78,6 +78,7 @@ class Metrics:
         self.queue_oldest = self._gauge("queue_oldest_seconds", "How long the oldest of them has waited")
         self.fetches = self._counter("fetches_total", "Downloads of submissions", "result")
         self.evaluations = self._counter("evaluations_total", "Evaluations that ended", "outcome")
+        self.second_rounds = self._counter("second_rounds_total", "Evaluations made once more because their runs were uneven: something kept the card waiting")
         self.evaluation_seconds = Histogram("crusades_evaluation_seconds", "From slot taken to verdict", buckets=EVALUATION_BUCKETS, registry=self.registry)
         self.faults = self._counter("faults_total", "Faults by row of the fault table", "code", "whose")
         self.slot_in_service = self._gauge("slot_in_service", "0 while a slot is out of service", "slot")

@@ -251,6 +251,11 @@ class Verdict(Record, frozen=True, kw_only=True):
     """What makes this verdict weaker than a validator's: no sandbox, rules skipped …"""
 
     @property
+    def rounds(self) -> int:
+        """How many contestants made its runs, each with a warm-up of its own: a second one where the first one's were uneven."""
+        return sum(not run.scored for run in self.runs)
+
+    @property
     def reason(self) -> Reason | None:
         """The reason alone; None when accepted."""
         if self.verdict is Outcome.ACCEPTED:

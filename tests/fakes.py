@@ -140,6 +140,8 @@ class FakeJudge:
             run = make_run(number, float(words.get("mfu", "40")))
             runs.append(run)
             await job.on_run(run)
+        if "uneven" in words:
+            runs += [msgspec.structs.replace(run, index=self.runs + 1 + index, scored=index > 0) for index, run in enumerate(runs)]
         return Verdict(verdict=Outcome.ACCEPTED, message="accepted", score_mfu=float(words.get("mfu", "40")), runs=tuple(runs), device="fake device")
 
     def _raise_fault(self, job, words):

@@ -68,6 +68,16 @@ async def test_while_submissions_wait_no_exams_are_prepared_for_later_ones(house
     assert house.judge.warmed == [True, False, True]
 
 
+@pytest.mark.parametrize(("text", "counted"), [("# mfu 40", 0.0), ("# mfu 40\n# uneven", 1.0)])
+async def test_evaluations_that_were_made_twice_are_counted(house, autojump_clock, text, counted):
+    """One in fifty on a quiet host; more say that it is not quiet."""
+    id_ = commit(house, text)
+    async with house.running():
+        assert (await house.until(id_)).submission.status is Status.SCORED
+        await eventually(lambda: b"crusades_evaluations_total{outcome" in house.context.metrics.render())
+        assert f"crusades_second_rounds_total {counted}".encode() in house.context.metrics.render()
+
+
 async def test_a_device_lost_between_verdict_and_writing_costs_the_submission_nothing(house, autojump_clock):
     change_tiny(house, device="cuda")
     cards = [CARD]
