@@ -27,7 +27,7 @@ def closed(tmp_path):
     (folder / "open" / "file").write_text("seen")
     (folder / "key").write_text("secret")
     for parent in tmp_path.parents:
-        if parent.stat().st_uid == os.geteuid() and parent != parent.parent and parent.name.startswith("pytest"):
+        if parent.stat().st_uid == os.geteuid() and parent != parent.parent and parent.name.startswith(("pytest", "popen")):
             parent.chmod(0o755)
     tmp_path.chmod(0o755)
     folder.chmod(0o700)
