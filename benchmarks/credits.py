@@ -1,6 +1,6 @@
 """What crediting does to honest scores: `python benchmarks/credits.py RECORD [--draws N]`, RECORD being what `benchmarks/evaluations.py --record` wrote.
 
-Which run verifies which step is drawn anew N times for every evaluation in the record, and the score computed as measured, as
+Which run verifies which step is drawn anew N times for every evaluation in the record (a second round counts as one), and the score computed as measured, as
 credited (`bench/credit.py`), and as credited by the verified time alone. Prints one JSON object: the spread of the score in each
 way, the lowest over the mean, and the share of steps that took 2 % longer than the median of their kind, and how much at most.
 """
@@ -22,6 +22,17 @@ def run_of(index: int, seen: dict) -> Run:
                final_loss=0.0, step_seconds=tuple(seen["step_seconds"]), audit=Audit(worst="", words="", statistics=()))  # fmt: skip
 
 
+def rounds(runs: list[dict]) -> list[list[Run]]:
+    """The scored runs of each contestant's: every round begins with its warm-up, and draws anchors of its own."""
+    made: list[list[Run]] = []
+    for i, seen in enumerate(runs):
+        if not seen.get("scored", i > 0):
+            made.append([])
+        elif not seen.get("void"):
+            made[-1].append(run_of(i, seen))
+    return made
+
+
 def by_verified_time(runs: list[Run], anchored: dict[int, int], tolerance: float) -> list[float]:
     """MFU of every run when a step counts for its verified time less the tolerance, whatever the other runs say."""
     floors = {step: (1 - tolerance) * runs[place].step_seconds[step] for place, step in anchored.items()}
@@ -40,7 +51,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=2000)
     parser.add_argument("--tolerance", type=float, default=0.02)
     given = parser.parse_args()
-    evaluations = [[run_of(i, seen) for i, seen in enumerate(runs) if seen.get("scored", i > 0)] for runs in json.loads(given.record.read_text())["runs"]]
+    evaluations = [made for runs in json.loads(given.record.read_text())["runs"] for made in rounds(runs)]
     dice, steps = random.Random(0), len(evaluations[0][0].step_seconds)
     scores: dict[str, list[float]] = {"measured": [], "credited": [], "by_verified_time_alone": []}
     for runs in evaluations * given.draws:

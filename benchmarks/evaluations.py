@@ -65,7 +65,7 @@ def judges_share(orders: dict[str, list[float]], verdicts: list[Verdict]) -> dic
 
 
 RECORDED = ("index", "scored", "seconds", "credited_seconds", "claimed_seconds", "read_seconds", "copy_seconds", "excess_seconds", "step_seconds", "final_loss",
-            "peak_memory_bytes", "telemetry")  # fmt: skip
+            "peak_memory_bytes", "telemetry", "void")  # fmt: skip
 """What a record has of every run."""
 
 

@@ -68,7 +68,7 @@ async def control_run(ctx: Context, seat: Seat, judge: Judge) -> bool | None:
     ctx.show(seat, detail="control run")
     ctx.health.progress(f"slot {seat.name}", "control run", deadline=3600.0)
     try:
-        verdict = await judge.evaluate(Job(submission_id="control", source=ctx.control, commit_block=0, block=ctx.block or 0))
+        verdict = await judge.evaluate(Job(submission_id="control", source=ctx.control, commit_block=0, block=ctx.block or 0, second_round=False))
     except OUR_FAULTS as error:
         log.warning("the control run could not be made: %s", error)
         return False

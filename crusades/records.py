@@ -189,7 +189,7 @@ class Audit(Record, frozen=True, kw_only=True):
 
 
 class Run(Record, frozen=True, kw_only=True):
-    """One run of inner_steps: run 0 warms up, the others are scored."""
+    """One run of inner_steps: the first of each round warms up, the others are scored."""
 
     index: int
     scored: bool
@@ -252,7 +252,8 @@ class Verdict(Record, frozen=True, kw_only=True):
 
     @property
     def rounds(self) -> int:
-        """How many contestants made its runs, each with a warm-up of its own: a second one where the first one's were uneven."""
+        """How many contestants made its runs, each with a warm-up of its own: a second one where the first one's were uneven, unless
+        that failed before its warm-up was over."""
         return sum(not run.scored for run in self.runs)
 
     @property

@@ -386,12 +386,71 @@ async def test_a_failure_in_the_second_round_is_a_failure(tmp_path, monkeypatch)
 
 
 async def test_who_dies_slowly_after_uneven_runs_keeps_the_verdict_on_them(tmp_path, monkeypatch):
-    """Else a slow death would be a way to have a verdict made anew."""
+    """Else a slow death would be a way to have a verdict made anew. Without anchors: where steps are anchored the contestant has to
+    be dead before there is a verdict."""
     slot, made = uneven_slot(tmp_path, monkeypatch, mfus(40.0, 38.0, 36.0), FakeContestant(STUCK))
     slot._profile = msgspec.structs.replace(slot._profile, audit=msgspec.structs.replace(slot._profile.audit, anchored_runs=0))
     assert (await slot.evaluate(make_job())).score_mfu == 38.0
     assert len(made) == 1
     assert slot._stuck is STUCK
+
+
+@pytest.mark.parametrize("order", [p.PrepareExams, p.LoadSubmission, p.DoRun, p.CompareAnchors])
+async def test_a_fault_of_ours_in_the_second_round_leaves_the_first_ones_verdict(tmp_path, monkeypatch, order):
+    """And the slot says at the next use that something was wrong."""
+    values, asked = iter([40.0, 38.0, 36.0, 40.0, 40.0, 40.0]), []
+
+    def answer(told):
+        asked.append(type(told))
+        if asked.count(p.LoadSubmission) + (type(told) is p.PrepareExams) == 2 and type(told) is order:
+            return p.RefereeError(message="out of luck")
+        match told:
+            case p.PrepareExams():
+                return p.ExamsReady(available=told.wanted, prepared=0, seconds=0.0)
+            case p.LoadSubmission():
+                return p.SubmissionLoaded()
+            case p.CompareAnchors():
+                return p.AnchorsCompared(runs=(), seconds=0.0)
+        found = ran(told.index)
+        return msgspec.structs.replace(found, run=msgspec.structs.replace(found.run, mfu=next(values))) if told.scored else found
+
+    referee = FakeReferee(**dict.fromkeys(["PrepareExams", "LoadSubmission", "DoRun", "CompareAnchors"], answer))
+    slot, _ = uneven_slot(tmp_path, monkeypatch, referee)
+    verdict = await slot.evaluate(make_job())
+    assert (verdict.verdict, verdict.score_mfu, len(verdict.runs)) == ("accepted", 38.0, 4)
+    assert "our fault prevented that" in verdict.notes[-1]
+    with pytest.raises(RefereeFault, match="out of luck"):
+        await slot.warm()
+
+
+async def test_a_referee_that_died_between_the_rounds_is_started_anew(tmp_path, monkeypatch):
+    first = mfus(40.0, 38.0, 36.0)
+    slot, _ = uneven_slot(tmp_path, monkeypatch, first)
+    monkeypatch.setattr(slot_module, "start_referee", lambda *_: mfus(40.1, 40.2, 40.3))
+    first.answers["Release"] = lambda order: setattr(first, "killed", True) or p.RefereeError(message="dead")
+    assert (await slot.evaluate(make_job())).score_mfu == (40.0 + 40.1) / 2
+
+
+async def test_the_second_round_takes_the_sandbox_that_was_started_ahead(tmp_path, monkeypatch):
+    slot, made = uneven_slot(tmp_path, monkeypatch, mfus(40.0, 38.0, 36.0, 40.1, 40.2, 40.3))
+    slot.config = dataclasses.replace(slot.config, keeps_warm=True)
+    await slot.evaluate(make_job())
+    assert [contestant.killed for contestant in made] == [True, True, False], "and the third waits for the next submission"
+
+
+async def test_a_cancellation_between_the_rounds_ends_everything(tmp_path, monkeypatch):
+    referee = mfus(40.0, 38.0, 36.0)
+    slot, made = uneven_slot(tmp_path, monkeypatch, referee)
+    with trio.CancelScope() as scope:
+        await slot.evaluate(make_job(on_progress=lambda words: scope.cancel() if "once more" in words else None))
+    assert scope.cancelled_caught
+    assert [contestant.killed for contestant in made] == [True]
+
+
+async def test_a_control_run_is_made_once(tmp_path, monkeypatch):
+    slot, made = uneven_slot(tmp_path, monkeypatch, mfus(40.0, 38.0, 36.0))
+    assert (await slot.evaluate(make_job(second_round=False))).score_mfu == 38.0
+    assert len(made) == 1
 
 
 async def test_of_an_interrupted_second_round_nothing_is_kept(tmp_path, monkeypatch):

@@ -70,7 +70,7 @@ async def test_while_submissions_wait_no_exams_are_prepared_for_later_ones(house
 
 @pytest.mark.parametrize(("text", "counted"), [("# mfu 40", 0.0), ("# mfu 40\n# uneven", 1.0)])
 async def test_evaluations_that_were_made_twice_are_counted(house, autojump_clock, text, counted):
-    """One in fifty on a quiet host; more say that it is not quiet."""
+    """A host that is not quiet shows in them."""
     id_ = commit(house, text)
     async with house.running():
         assert (await house.until(id_)).submission.status is Status.SCORED

@@ -1,6 +1,6 @@
 """What the card said while a run was timed, and what follows for the run (design.md §2.2).
 
-A void run is repeated and recorded, at most `MOST_VOIDS` times in an evaluation; a void must never be a way to roll
+A void run is repeated and recorded, at most `MOST_VOIDS` times in a round; a void must never be a way to roll
 again, so what a program can cause by itself (a bad kernel's Xid, an audit that fails on a hot card) voids nothing.
 """
 
@@ -21,7 +21,7 @@ from crusades.faults import fault
 from crusades.records import Reason, Stage
 
 MOST_VOIDS = 2
-"""Repeated runs per evaluation (design.md §2.2), and the exams kept in reserve for them."""
+"""Repeated runs per round of an evaluation (design.md §2.2), and the exams kept in reserve for them."""
 
 
 # ------------------------------------------------------------------------------------------------ pure

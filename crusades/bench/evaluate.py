@@ -20,7 +20,7 @@ from crusades.bench import credit, mfu
 from crusades.bench import protocol as p
 from crusades.bench.card import MOST_VOIDS, settle
 from crusades.bench.slot import DeviceSlot, SlotConfig, ignore
-from crusades.errors import DeviceFault, SandboxFault
+from crusades.errors import DeviceFault, RefereeFault, SandboxFault
 from crusades.records import Outcome, Reason, Run, Source, Verdict, rejected
 
 log = logging.getLogger("crusades.evaluate")
@@ -38,6 +38,8 @@ class Job:
     skip_rules: bool = False
     finished_runs: tuple[Run, ...] = ()
     """Scored runs of an interrupted evaluation on this slot: not repeated."""
+    second_round: bool = True
+    """Whether uneven runs are made once more; a control run only asks whether it is accepted."""
     on_run: Callable[[Run], Awaitable[None]] = ignore
     on_progress: Callable[[str], None] = field(default=lambda words: None)
 
@@ -69,40 +71,37 @@ class Slot(DeviceSlot):
                 verdict = await self._evaluate(job)
             finally:
                 with trio.CancelScope(shield=True):
-                    if verdict is None:
+                    try:
                         await self._clean_up()
-                    else:
-                        await self._cleaned()
+                    except SandboxFault as error:
+                        if verdict is None:
+                            raise
+                        # What was found stands: else who dies slowly has made a verdict that he did not like our fault.
+                        log.error("slot %s: %s", self.config.name, error)
+                        self._stuck = error
                 self._say("idle")
             return verdict
 
-    async def _cleaned(self) -> bool:
-        """Clean up when there is a verdict. It stands although the contestant does not die: else who dies slowly has made a verdict that
-        he did not like our fault. `warm` tells of it."""
-        try:
-            await self._clean_up()
-        except SandboxFault as error:
-            log.error("slot %s: %s", self.config.name, error)
-            self._stuck = error
-            return False
-        return True
-
     async def _evaluate(self, job: Job) -> Verdict:
         """One round, and a second where the first one's runs are uneven: something kept the card waiting, and nobody can see what. The
-        score is the median of all, so that to be uneven on purpose is no way to roll again."""
+        score is the median of all runs, never of the better round."""
         kept = tuple(run for run in job.finished_runs if run.index <= self._profile.runs)  # what was made of a second round is made anew
         made = await self._round(job, kept)
         verdict = await self._verdict(job, made)
         gap = 0.0 if made.reason else mfu.unevenness(_counted(made.runs))
-        if not gap > self._profile.uneven > 0:
+        if not (job.second_round and gap > self._profile.uneven > 0):
             return verdict
-        note = f"the fastest run was {gap:.1%} faster than the median of {len(_counted(made.runs))} (at most {self._profile.uneven:.1%}): judged once more, the score is the median of all"
-        log.warning("slot %s: %s: %s", self.config.name, job.submission_id, note)
-        job.on_progress(note)
-        if not await self._cleaned():
-            return verdict
-        again = await self._round(job, (), first=self._profile.runs + 1)
-        return await self._verdict(job, _Made([*made.runs, *again.runs], again.reason, again.gone), note)
+        note = f"the fastest run was {gap:.1%} faster than the median of {len(_counted(made.runs))} (at most {self._profile.uneven:.1%}): "
+        log.warning("slot %s: %s: %sjudged once more", self.config.name, job.submission_id, note)
+        job.on_progress(f"{note}judging once more")
+        try:
+            await self._clean_up()
+            again = await self._round(job, (), first=self._profile.runs + 1)
+        except (SandboxFault, RefereeFault, DeviceFault) as error:  # ours, and no reason to throw a verdict away
+            log.error("slot %s: no second round: %s", self.config.name, error)
+            self._stuck = error
+            return msgspec.structs.replace(verdict, notes=(*verdict.notes, f"{note}it was to be judged once more, and our fault prevented that"))
+        return await self._verdict(job, _Made([*made.runs, *again.runs], again.reason, again.gone), f"{note}judged once more, the score is the median of all")
 
     async def _round(self, job: Job, kept: tuple[Run, ...], first: int = 0) -> _Made:
         """Load the submission into a contestant of its own and make the warm-up and all runs but those `kept`; they are numbered from `first`."""
@@ -148,7 +147,7 @@ class Slot(DeviceSlot):
                 voids += 1
                 job.on_progress(f"{words} is void: {ran.run.void}")
                 if voids > MOST_VOIDS:
-                    raise DeviceFault(f"{voids} runs of one evaluation were void; the last: {ran.run.void}")
+                    raise DeviceFault(f"{voids} runs of one round were void; the last: {ran.run.void}")
                 continue
             index += 1
         return await self._compare_anchors(job, kept, runs)

@@ -76,7 +76,7 @@ class DeviceSlot:
         self._card = Card(config.index if config.device == "cuda" else None)
         self._lock = trio.Lock()
         self._state, self._detail, self._since, self._submission = "warming", "", time.time(), ""
-        self._stuck: SandboxFault | None = None
+        self._stuck: SandboxFault | RefereeFault | DeviceFault | None = None
         self.exam_seconds: list[tuple[int, float]] = []
         """(exams prepared, seconds) of every preparation, for the benchmarks."""
 

@@ -43,17 +43,24 @@ async def judge_all(folder):
     settings = hparams.load(ROOT / "hparams.toml")
     profile = settings.profile("tiny")
     profile = msgspec.structs.replace(
-        profile, runs=4, audit=msgspec.structs.replace(profile.audit, reference_steps=1, anchored_runs=4),
+        profile, runs=4, exam_pool=5, audit=msgspec.structs.replace(profile.audit, reference_steps=1, anchored_runs=4),
         limits={"gradient_error": (LIMIT, *[1e9] * 4), "anchor_gradient_error": (1e9, *[LIMIT] * 4)})  # fmt: skip
     settings = msgspec.structs.replace(settings, profiles={**settings.profiles, "tiny": profile})
-    verdicts, told = {}, {}
-    async with open_slot(SlotConfig(name="cpu", device="cpu", index=0, profile_name="tiny", hparams=settings, workdir=folder / "slot")) as slot:
+    verdicts, told, retired = {}, {}, []
+
+    async def on_retired(seeds):
+        retired.extend(seeds)
+
+    config = SlotConfig(name="cpu", device="cpu", index=0, profile_name="tiny", hparams=settings, workdir=folder / "slot", on_retired=on_retired)
+    async with open_slot(config) as slot:
         for name, text in PROGRAMS.items():
             source, told[name] = Source(sha256=hashlib.sha256(text.encode()).hexdigest(), content=text.encode(), url="", fetched_at=0.0), []
             verdicts[name] = await slot.evaluate(Job(name, source, commit_block=0, block=0, skip_rules=True, on_progress=told[name].append))
         uneven = msgspec.structs.replace(slot._profile, uneven=1.0)
+        before = len(retired)
         slot._profile, source = uneven, Source(sha256=hashlib.sha256(UNEVEN.encode()).hexdigest(), content=UNEVEN.encode(), url="", fetched_at=0.0)
         verdicts["uneven"] = await slot.evaluate(Job("uneven", source, commit_block=0, block=0, skip_rules=True))
+        told["retired"] = len(retired) - before
     return verdicts, told
 
 
@@ -113,3 +120,4 @@ def test_uneven_runs_are_judged_once_more_by_another_process_on_other_exams(judg
     anchored = [s.where for run in verdict.runs for s in run.audit.statistics if s.name == "anchor_gradient_error"]
     assert sorted(anchored) == sorted(["step 2", "step 3", "step 4", "step 5"] * 2)
     assert "judged once more" in "".join(verdict.notes)
+    assert judged[1]["retired"] >= 5, "a small pool has no room for both rounds' exams: the first set went, and its memory has other weights now"
