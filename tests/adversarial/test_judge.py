@@ -257,4 +257,4 @@ def test_a_void_run_is_recorded_and_made_again(verdicts):
 
 def test_a_card_that_voids_every_run_is_our_fault_and_no_lottery(verdicts):
     assert isinstance(verdicts["hot 3"], DeviceFault)
-    assert "3 runs of one evaluation were void" in str(verdicts["hot 3"])
+    assert "3 runs of one round were void" in str(verdicts["hot 3"])
