@@ -4,6 +4,7 @@
 widened: what is looked at here is the way, not the resolution.
 """
 
+import dataclasses
 import hashlib
 import time
 from pathlib import Path
@@ -123,6 +124,24 @@ async def judge_all(folder, library):
             found[f"held after: {name}"] = used(library)
             await judge(f"baseline after: {name}", BASELINE)
         found["same referee"] = slot._referee is referee
+    return found | await judge_again(folder)
+
+
+async def judge_again(folder, device="cuda:0"):
+    """The baseline with a pool that holds one submission's exams: a second round and a later commit each need new ones, in the memory of
+    those that go."""
+    loaded, found, retired = settings(), {}, []
+
+    async def on_retired(seeds):
+        retired.extend(seeds)
+
+    tiny = msgspec.structs.replace(loaded.profile("tiny"), exam_pool=4, uneven=1e-9)
+    config = BenchConfig(path=ROOT, hparams=msgspec.structs.replace(loaded, profiles={**loaded.profiles, "tiny": tiny}), profile_name="tiny", device=device, runs=3)
+    source = Source(sha256=hashlib.sha256(BASELINE.encode()).hexdigest(), content=BASELINE.encode(), url="", fetched_at=0.0)
+    async with open_slot(dataclasses.replace(bench_slot(config, folder / "again"), on_retired=on_retired)) as slot:
+        for name, block in (("a second round", 0), ("a later commit", 10)):
+            found[name] = await slot.evaluate(Job(name, source, commit_block=block, block=block, skip_rules=True, second_round=block == 0))
+            found[f"retired by {name}"] = len(retired)
     return found
 
 
@@ -136,6 +155,14 @@ def test_honest_work_in_the_sandbox_lands_in_the_referees_memory(found, name):
     """Accepted means read: every gradient that the audit knows came out of memory that another process wrote."""
     assert found[name].verdict is Outcome.ACCEPTED, found[name].message
     assert all(run.audit.passed for run in found[name].runs)
+
+
+@pytest.mark.parametrize(("name", "runs"), [("a second round", 8), ("a later commit", 4)])
+def test_honest_work_passes_on_exams_that_took_the_place_of_others(found, name, runs):
+    """Their weights are in the memory where the last ones were: had an exam been made of those, every honest run would fail."""
+    assert found[name].verdict is Outcome.ACCEPTED, found[name].message
+    assert len(found[name].runs) == runs
+    assert 0 < found["retired by a second round"] < found["retired by a later commit"]
 
 
 def test_the_report_names_card_and_driver(found):
