@@ -1,8 +1,9 @@
 """What crediting does to honest scores: `python benchmarks/credits.py RECORD [--draws N]`, RECORD being what `benchmarks/evaluations.py --record` wrote.
 
-Which run verifies which step is drawn anew N times for every evaluation in the record (a second round counts as one), and the score computed as measured, as
-credited (`bench/credit.py`), and as credited by the verified time alone. Prints one JSON object: the spread of the score in each
-way, the lowest over the mean, and the share of steps that took 2 % longer than the median of their kind, and how much at most.
+Which run verifies which step is drawn anew N times for every evaluation in the record (a second round counts as one), and the
+score computed as measured, as credited (`bench/credit.py`), and as credited by the verified time alone. Prints one JSON object: the spread of the score in each
+way, the lowest over the mean, the share of steps that took 2 % longer than the median of their kind, and how much at most, and
+for every evaluation how far its fastest run is ahead of the median, as the validator credited them (`uneven` of the profile).
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import random
 import statistics
 from pathlib import Path
 
+from crusades.bench import mfu
 from crusades.bench.credit import credited
 from crusades.records import Audit, Run
 
 
 def run_of(index: int, seen: dict) -> Run:
-    return Run(index=index, scored=True, seconds=seen["seconds"], claimed_seconds=None, read_seconds=0.0, mfu=100.0 / seen["seconds"], tokens_per_second=1.0,
+    return Run(credited_seconds=seen["credited_seconds"], index=index, scored=True, seconds=seen["seconds"], claimed_seconds=None, read_seconds=0.0, mfu=100.0 / seen["seconds"], tokens_per_second=1.0,
                final_loss=0.0, step_seconds=tuple(seen["step_seconds"]), audit=Audit(worst="", words="", statistics=()))  # fmt: skip
 
 
@@ -63,7 +65,8 @@ def main() -> None:
     usual = [statistics.median(r.step_seconds[s] for runs in evaluations for r in runs) for s in range(steps)]
     longer = [seconds / usual[s] - 1 for runs in evaluations for r in runs for s, seconds in enumerate(r.step_seconds)]
     print(json.dumps({**{name: spread(found) for name, found in scores.items()}, "steps": len(longer),
-                      "steps_2_percent_longer": sum(x > 0.02 for x in longer), "longest_percent": 100 * max(longer)}, indent=1))  # fmt: skip
+                      "steps_2_percent_longer": sum(x > 0.02 for x in longer), "longest_percent": 100 * max(longer),
+                      "uneven_percent": [round(100 * mfu.unevenness([1 / (r.credited_seconds or r.seconds) for r in runs]), 2) for runs in evaluations]}, indent=1))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ class Plain:
     """`path` loaded beside the profile's model; `run` calls its inner_steps on random batches."""
 
     def __init__(self, path: Path, profile: str, device: str) -> None:
+        if not path.is_file():
+            raise SystemExit(f"there is no file {path}")
         self.profile, self.device = hparams.load().profile(profile), device
         self.reference = load_reference(self.profile.model, device, None)
         self._corpus = open_corpus(self.profile.data, self.reference.vocabulary, None)
@@ -37,7 +39,8 @@ class Plain:
             torch.cuda.synchronize()
 
     def run(self, seed: int, mark: Callable[[], None]) -> Any:
-        """What inner_steps returns from the initial weights. `mark` is called before every step and after the last, when the device is idle."""
+        """What inner_steps returns from the initial weights. `mark` is called when it is called, before every later step, and at its end,
+        when the device is idle: as the referee's clock."""
         profile, reference = self.profile, self.reference
         reference.restore()
         optimizer = make_optimizer(list(reference.model.parameters()), optimizer_settings(profile))
@@ -48,12 +51,14 @@ class Plain:
         batches = [torch.from_numpy(b) for b in rows.reshape(profile.steps, profile.batch_size, profile.sequence_length)]
 
         def drip() -> Any:
-            for batch in batches:
+            yield batches[0]
+            for batch in batches[1:]:
                 self.synchronize()
                 mark()
                 yield batch
 
         self.synchronize()
+        mark()
         result = self._module.inner_steps(reference.model, drip(), optimizer, profile.steps, torch.device(self.device))
         self.synchronize()
         mark()

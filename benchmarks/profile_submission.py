@@ -19,7 +19,7 @@ from crusades.bench import mfu
 
 
 def once(plain: Plain, seed: int) -> float:
-    """Seconds from the first batch to the end."""
+    """Seconds of one call of inner_steps."""
     marks: list[float] = []
     result = plain.run(seed, lambda: marks.append(time.perf_counter()))
     print(f"run {seed}: {marks[-1] - marks[0]:.4f} s, loss {result.final_loss:.4f}", flush=True)
@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("path", type=Path)
     parser.add_argument("--profile", default="qwen2.5-3b")
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--kernels", type=int, default=30)
     given = parser.parse_args()

@@ -61,10 +61,12 @@ class Clock:
 @contextlib.contextmanager
 def sampled(wanted: bool) -> Iterator[None]:
     """With the validator's own sampler beside."""
-    library = nvml.load() if wanted else None
-    if library is None:
+    if not wanted:
         yield
         return
+    library = nvml.load()
+    if library is None:
+        raise SystemExit("no NVIDIA driver answers here: there is nothing to sample; --blocks off")
     sampler = nvml.Sampler(0, library)
     sampler.start()
     try:
@@ -105,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("path", type=Path)
     parser.add_argument("--profile", default="qwen2.5-3b")
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--blocks", default="off,on,off,on")
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--record", type=Path, help="every step of every block, too")
