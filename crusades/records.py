@@ -248,7 +248,7 @@ class Verdict(Record, frozen=True, kw_only=True):
     output_tail: str = ""
     """The last of the submission's stdout and stderr; for its miner only."""
     notes: tuple[str, ...] = ()
-    """What makes this verdict weaker than a validator's: no sandbox, rules skipped …"""
+    """What is to be known beside it: no sandbox, rules skipped, a run credited with more time than it took, a second round …"""
 
     @property
     def rounds(self) -> int:
