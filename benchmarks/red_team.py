@@ -32,6 +32,7 @@ from crusades.bench.referee.exam import Exam, expected_of, optimizer_settings, p
 from crusades.bench.referee.lab import copies_for
 from crusades.bench.referee.models import CONFIGS, Reference, load_reference
 from crusades.bench.referee.reads import Reader
+from crusades.bench.referee.statistic import ratio
 
 NORM, INPUT, BIAS = "model.norm.weight", "model.layers.{}.input_layernorm.weight", "model.layers.{}.self_attn.v_proj.bias"
 BIG = 1e10
@@ -187,7 +188,7 @@ def main() -> None:
         for name, audit in judged(w, cheat):
             print(f"{name:18s} {'passes' if audit.passed else 'REJECTED'}: {audit.words}", flush=True)
             judged_ones = [s for s in audit.statistics if s.limit]
-            for s in sorted(judged_ones, key=lambda s: -verdict.ratio(s.value, s.limit))[:3]:
+            for s in sorted(judged_ones, key=lambda s: -ratio(s.value, s.limit))[:3]:
                 print(f"    {s.name:28s} {s.value:9.4g} of {s.limit:9.4g}  {s.where}")
 
 

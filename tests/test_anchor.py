@@ -15,7 +15,8 @@ from crusades.bench.referee.exam import ReferencePass, optimizer_settings, prepa
 from crusades.bench.referee.lab import Lab, Recipe, copies_for
 from crusades.bench.referee.models import load_reference
 from crusades.bench.referee.reads import Reader, now_ns
-from crusades.bench.referee.verdict import in_words, judge
+from crusades.bench.referee.statistic import in_words
+from crusades.bench.referee.verdict import judge
 
 STEPS = 3
 CLAIMS = Claims(None, torch.zeros(64, 1024))

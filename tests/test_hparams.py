@@ -142,7 +142,7 @@ def test_limits_may_be_one_for_all_steps_or_one_per_step(file):
 
 
 def test_the_names_are_those_that_the_referee_measures():
-    from crusades.bench.referee.verdict import WORDS, plain_name
+    from crusades.bench.referee.statistic import WORDS, plain_name
 
     assert {plain_name(name) for name in STATISTICS} == set(WORDS)
     assert set(hparams.load(ROOT / "hparams.toml").profile("tiny").limits) == STATISTICS, "a calibration with anchored steps covers all of them"

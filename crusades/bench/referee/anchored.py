@@ -23,7 +23,8 @@ from crusades.bench.referee.dice import Dice
 from crusades.bench.referee.exam import Exam, ReferencePass, groups_of
 from crusades.bench.referee.memory import Beside
 from crusades.bench.referee.models import Reference
-from crusades.bench.referee.verdict import PREFIX, result_statistics
+from crusades.bench.referee.statistic import PREFIX
+from crusades.bench.referee.verdict import result_statistics
 from crusades.hparams import Profile
 
 T = TypeVar("T")

@@ -30,9 +30,9 @@ from crusades.bench.referee.layout import Layout, layer_of, layout_of
 from crusades.bench.referee.limits import Result
 from crusades.bench.referee.models import Reference, load_reference, read_config
 from crusades.bench.referee.recipe import SIZES, Recipe, Variant
+from crusades.bench.referee.statistic import PREFIX
 from crusades.bench.referee.variants import everything
 from crusades.bench.referee.variants_attacks import set_sequence_length
-from crusades.bench.referee.verdict import PREFIX
 from crusades.errors import ConfigError
 from crusades.hparams import Profile
 

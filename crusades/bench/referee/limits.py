@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from crusades.bench.referee.verdict import ALWAYS, PREFIX, WORDS, plain_name
+from crusades.bench.referee.statistic import ALWAYS, PREFIX, WORDS, plain_name
 from crusades.hparams_check import UNJUDGED
 
 ROOMS = (4096.0, 1024.0, 256.0, 64.0, 16.0, 8.0, 4.0)

@@ -1,0 +1,97 @@
+"""Which of several failing statistics to name to the miner: one that says what is missing, before one that only says how much. Pure.
+
+How far a value is over its limit does not tell: limits are as tight as honest work allows, and differ by orders of magnitude. The
+shares below come from the recorded shortcuts of every profile, whose names are known: `benchmarks/diagnoses.py` prints what each is
+called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from crusades.bench.referee.statistic import ALWAYS, PREFIX, plain_name, ratio
+from crusades.records import Statistic
+
+Failing = dict[str, Statistic]
+"""Statistics over their limits, by name."""
+
+OPTIMIZER = frozenset({"optimizer_second_moment", "optimizer_weights"})
+"""A false gradient breaks AdamW's arithmetic as well, so that these are named only where nothing else fails."""
+
+_WHOLE = (("unmoved", 0.9), ("stale_gradient", 0.5))
+"""Statistics that explain a failure, from the value on at which they do, even if the gradient as a whole is missing."""
+
+_PARTS = (
+    ("layer_projection", 0.8), ("sequence_attribution", 0.8), ("kind_projection", 0.8), ("tensor_projection", 0.8),
+    ("seen_projection", 0.8), ("unseen_projection", 0.8),
+)  # fmt: skip
+"""And those that do if it is not: 1 is a part that is missing altogether."""
+
+ALL_MISSING = 0.8
+"""A gradient whose projection on the true one is off by more than this is missing as a whole: no part of it is to blame."""
+
+SLICE, OVER_CELLS = 0.3, 1.3
+"""A slice may be half of what is missing (the tail is 2.5 % of a sequence, and 1 % is cut), and a wrong gradient moves every attribution.
+So a slice is to blame if it stands out from the secret cells, which are as large and drawn by lot: where the end of every sequence is
+left out, it is at 1.4 to 19 times the worst of them (docs/log.md, 2026-11-27); where rows are zeroed or stale, heads frozen, products in
+int8, at 1.25 times at most."""
+
+SILENT, OF_ERROR = 0.002, 0.3
+"""Coordinates without a gradient explain a squared error in which their share is as large as among the coordinates: zeroed rows are 0.9
+and more of it, whatever is wrong everywhere (precision, tokens) has some that became silent by chance, at most 0.1."""
+
+IN_SIZE = 0.4
+"""The share of the squared error that size alone must explain for it to be named: 0.6 and more where tokens of any kind are left out,
+almost nothing where the others are given their weight."""
+
+NEARLY_RIGHT = 0.1
+"""A typical error up to this is "a little off"; over it the words are too mild."""
+
+
+def diagnose(failing: Failing) -> Statistic:
+    """The statistic that explains a failure best. At least one must fail.
+
+    What was altered on purpose comes first, then what is no number. What is wrong in the run as it was (`anchor.py` says what is not) is
+    clearer than what is wrong in a step at the contestant's weights, where hidden states of late steps are nearly one vector.
+    """
+    if tampered := next((failing[name] for name in ALWAYS if name in failing), None):
+        return tampered
+    others = {name: s for name, s in failing.items() if name not in OPTIMIZER} or failing
+    for s in others.values():
+        if s.value is None:
+            return s
+    if "total_tokens" in others:
+        return others["total_tokens"]
+    for prefix in ("", PREFIX):
+        if found := _explanation({plain_name(name): s for name, s in others.items() if name.startswith(PREFIX) == bool(prefix)}):
+            return found
+    return _furthest([s for s in others.values() if not _vague(s)] or others.values())
+
+
+def _explanation(failing: Failing) -> Statistic | None:
+    """Of statistics that were measured in the same way, by plain names; all of them have values."""
+    value = {name: s.value or 0.0 for name, s in failing.items()}
+    all_missing = value.get("gradient_projection", 0.0) > ALL_MISSING
+    for name, enough in _WHOLE if all_missing else _WHOLE + _PARTS:
+        if value.get(name, 0.0) >= enough:
+            return failing[name]
+    if all_missing:
+        return failing["gradient_projection"]
+    if value.get("slice_attribution", 0.0) >= max(SLICE, OVER_CELLS * value.get("cell_attribution", 0.0)):
+        return failing["slice_attribution"]
+    energy = value.get("gradient_error", 0.0) ** 2
+    if value.get("silent", 0.0) >= max(SILENT, OF_ERROR * energy):
+        return failing["silent"]
+    if energy and value.get("gradient_projection", 0.0) ** 2 >= IN_SIZE * energy:
+        return failing["gradient_projection"]
+    return None
+
+
+def _vague(s: Statistic) -> bool:
+    """Whether its words say less than any other's would."""
+    name = plain_name(s.name)
+    return name == "outliers" or (name.endswith("typical_error") and (s.value or 0.0) > NEARLY_RIGHT)
+
+
+def _furthest(statistics: Iterable[Statistic]) -> Statistic:
+    return max(statistics, key=lambda s: ratio(s.value, s.limit))

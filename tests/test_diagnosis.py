@@ -1,0 +1,103 @@
+"""What is named to the miner: of made-up failures by rule, and of every shortcut on record by what it is known to leave out."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from crusades.bench.referee.diagnosis import diagnose
+from crusades.records import Statistic
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+
+def named(**values):
+    """Which statistic explains these values, all of them over their limits; `name__over` sets by how much (10 times)."""
+    over = {name.removesuffix("__over"): values.pop(name) for name in list(values) if name.endswith("__over")}
+    return diagnose({name: Statistic(name=name, value=v, limit=(v or 1.0) / over.get(name, 10.0), where="step 1") for name, v in values.items()}).name
+
+
+def test_what_was_altered_on_purpose_comes_first():
+    assert named(initial_state=1e-9, layer_projection=1.0, gradient_error=None) == "initial_state"
+
+
+def test_what_is_no_number_comes_before_all_sizes():
+    assert named(layer_projection=1.0, gradient_error=None) == "gradient_error"
+
+
+def test_a_part_that_is_missing_is_named_however_far_others_are_over_their_limits():
+    assert named(layer_projection=0.98, seen_typical_error=0.5, seen_typical_error__over=1e6) == "layer_projection"
+
+
+def test_no_part_is_to_blame_when_all_is_missing():
+    assert named(gradient_projection=0.9, layer_projection=0.95, sequence_attribution=0.9) == "gradient_projection"
+
+
+def test_a_slice_is_named_where_it_stands_out_from_the_cells():
+    assert named(slice_attribution=0.4, cell_attribution=0.25, gradient_error=0.4, typical_error=0.4, typical_error__over=1e6) == "slice_attribution"
+
+
+def test_a_slice_that_is_off_as_cells_are_is_not_to_blame():
+    assert named(slice_attribution=2.6, cell_attribution=4.4, layer_projection=0.2, layer_projection__over=20) == "layer_projection"
+
+
+def test_silent_coordinates_are_named_where_they_are_the_error():
+    assert named(silent=0.1, gradient_error=0.31, slice_attribution=0.5, cell_attribution=1.6, outliers=0.1) == "silent"
+
+
+def test_a_few_silent_coordinates_do_not_explain_an_error_everywhere():
+    assert named(silent=0.005, silent__over=1e3, gradient_error=0.63, gradient_projection=0.5) == "gradient_projection"
+
+
+def test_size_is_not_named_where_it_explains_little():
+    assert named(gradient_error=0.74, gradient_projection=0.03, cell_spread=0.4, cell_spread__over=11) == "cell_spread"
+
+
+def test_vague_words_are_the_last_resort():
+    assert named(outliers=0.03, outliers__over=1e6, layer_error=0.2) == "layer_error"
+    assert named(outliers=0.03, layer_typical_error=0.5) in ("outliers", "layer_typical_error")
+
+
+def test_a_small_typical_error_is_well_described_by_its_words():
+    assert named(typical_error=0.01, typical_error__over=50, layer_error=0.02) == "typical_error"
+
+
+def test_the_run_as_it_was_explains_better_than_an_anchored_step():
+    assert named(silent=0.1, gradient_error=0.3, anchor_sequence_attribution=0.89) == "silent"
+    assert named(anchor_sequence_attribution=1.0, outliers=0.1) == "anchor_sequence_attribution"
+
+
+def test_the_optimizer_is_named_only_where_nothing_else_fails():
+    assert named(optimizer_weights=3.0, optimizer_weights__over=1e6, gradient_error=0.2) == "gradient_error"
+    assert named(optimizer_weights=3.0, optimizer_second_moment=1.0, optimizer_second_moment__over=11) == "optimizer_second_moment"
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    from diagnoses import named as of_record
+
+    return {profile: [(r.dimension, r.variant, s.name.removeprefix("anchor_")) for r, s in of_record(profile)] for profile in ("tiny", "qwen2.5-3b")}
+
+
+@pytest.mark.parametrize("profile", ["tiny", "qwen2.5-3b"])
+@pytest.mark.parametrize(("dimension", "part", "names"), [
+    ("sequences", "dropped", {"sequence_attribution"}), ("sequences, late", "dropped", {"sequence_attribution"}),
+    ("layers", "frozen", {"layer_projection"}), ("layers, late", "frozen", {"layer_projection"}),
+    ("coordinates", "smallest rows zeroed", {"silent", "unseen_error", "seen_projection"}),
+    ("heads", "heads frozen", {"silent", "tensor_projection"}),
+    ("softmax, rows", "", {"unseen_group_spread"}), ("softmax", "filtered", {"unseen_projection"}),
+    ("steps", "", {"unmoved", "stale_gradient", "gradient_projection"}),
+    ("tokens", "last 2.0% of every", {"slice_attribution"}), ("tokens", "last 25.0% of every", {"slice_attribution"}),
+    ("tokens", "50.0% of the tokens", {"gradient_projection"}), ("tokens, late", "% of the tokens", {"gradient_projection", "even_projection"}),
+])  # fmt: skip
+def test_a_recorded_shortcut_is_called_by_what_it_leaves_out(recorded, profile, dimension, part, names):
+    found = [(variant, name) for d, variant, name in recorded[profile] if d == dimension and part in variant]
+    assert found
+    assert [(variant, name) for variant, name in found if name not in names] == []
+
+
+@pytest.mark.parametrize("profile", ["tiny", "qwen2.5-3b"])
+def test_no_part_of_the_tokens_is_blamed_for_rows_heads_and_layers(recorded, profile):
+    parts = {"slice_attribution", "cell_attribution"}
+    assert [(variant, name) for d, variant, name in recorded[profile] if d in ("coordinates", "heads", "layers", "layers, late", "steps") and name in parts] == []
