@@ -269,6 +269,21 @@ class Chain:
         """Our row of the weight matrix as the chain holds it (best head when None)."""
         return await self._at(block_hash, lambda state: read.own_weights(state, self.netuid, self.hotkey))
 
+    async def last_update_at(self, number: int) -> int:
+        """The block of our newest set or commit as of block `number`; 0 = never. Raises Pruned and NoArchive."""
+        found = await self._at_number(number, lambda state: read.own_weights(state, self.netuid, self.hotkey))
+        return found.last_update
+
+    async def weights_sent(self, number: int) -> tuple[str, ...]:
+        """Every extrinsic `<block>-<index>` of block `number` by which our hotkey set or sealed weights here. Raises Pruned and NoArchive."""
+        return await self._at_number(number, lambda state: read.weights_sent(state, self.netuid, self.hotkey))
+
+    async def _at_number(self, number: int, ask: Callable[[State], Awaitable[T]]) -> T:
+        async def here(node: Node) -> T:
+            return await ask(await node.state(await node.block_hash(number)))
+
+        return await self.call(lambda node: node.or_archive(here))
+
     # -- the miner's side --------------------------------------------------------------------------------
 
     async def commit_facts(self, hotkey: str) -> CommitFacts:

@@ -19,15 +19,22 @@ log = logging.getLogger("crusades.weights")
 
 
 @dataclass
+class _UnderWay:
+    """An extrinsic of which the final place is not known yet."""
+
+    sent: Sent
+    settled_from: int
+    """The block whose finality makes it worth to look where it is."""
+
+
+@dataclass
 class Ours:
     """What is known of our own updates. Between two heads."""
 
     windows: list[Window] = field(default_factory=list)
     """Where extrinsics of ours may be: everything that the store journalled, and what was there when we came."""
-    sent: Sent | None = None
-    """The newest extrinsic of which the final place is not known yet."""
-    settled_from: int = 0
-    """The block whose finality makes it worth to look where that one is."""
+    under_way: list[_UnderWay] = field(default_factory=list)
+    """Oldest first; more than one where finality lags behind."""
     state_known: bool = True
     """False: the chain knows weights of ours and the store knows nothing: a lost disk, or the wrong folder."""
     journalled: bool = False
@@ -62,39 +69,55 @@ class Ours:
         if await _registered_at(ctx) == held.last_update:  # our hotkey was registered anew while we ran
             self.windows.append(Window(held.last_update, held.last_update))
             return
-        raise MustNotRestart(f"weights of hotkey {ctx.hotkey} were set in block {held.last_update}, and not by this process: another validator signs with "
-                             "the same hotkey. Nothing more is sent. Stop the other one, then start this one once with --accept-foreign-weights.")
+        raise _another(ctx, held.last_update)
 
     async def signed(self, ctx: Context, plan: WeightsPlan, sent: Sent) -> None:
         """Journal an extrinsic that is signed and not sent yet: a crash between the two must not look like a second process."""
         await ctx.store.record_weights(asked=shares(plan.by_uid), block=plan.block, first=sent.first, last=sent.last)
         self.windows.append(Window(sent.first, sent.last))
-        self.sent, self.settled_from, self.journalled = sent, sent.last, True
+        self.under_way.append(_UnderWay(sent, settled_from=sent.last))
+        self.journalled = True
 
     def included(self, block: int) -> None:
-        """It was seen in this block, which may not be final yet."""
-        self.settled_from = block
+        """The newest was seen in this block, which may not be final yet."""
+        self.under_way[-1].settled_from = block
 
     async def _narrow(self, ctx: Context) -> None:
         """Once it is final where our weights are, only that block is ours, so that another process that sent within the same
         window is noticed. Asked of the chain and not taken from LastUpdate, which the other one may have moved."""
-        if self.sent is None or (ctx.board.finalized_block or 0) < self.settled_from:
-            return
-        sent = self.sent
+        for one in [u for u in self.under_way if u.settled_from <= (ctx.board.finalized_block or 0)]:
+            try:
+                await self._place(ctx, one.sent)
+            except Pruned:
+                pass  # too late to look: the window stays as wide as it was
+            except ChainError as error:
+                log.debug("where the weights are is looked up again at the next head: %s", error)
+                continue
+            self.under_way.remove(one)
+
+    async def _place(self, ctx: Context, sent: Sent) -> None:
+        """Where `sent` is for good, and whether somebody else's update came after our last look and before it, or with it: LastUpdate
+        does not show that any more."""
         try:
             found = await ctx.chain.resolve(sent, final=True)
         except Failed:
             found = None  # it is there and had no effect
-        except Pruned:
-            self.sent = None  # too late to look: the window stays as wide as it was
-            return
-        except ChainError as error:
-            log.debug("where the weights are is looked up again at the next head: %s", error)
-            return
-        self.sent = None
-        self.windows = [window for window in self.windows if window != Window(sent.first, sent.last)]
+        before, sent_there = 0, tuple[str, ...]()
         if found is not None:
-            self.windows.append(Window(found.block, found.block))
+            before, sent_there = await ctx.chain.last_update_at(found.block - 1), await ctx.chain.weights_sent(found.block)
+        self.windows = [window for window in self.windows if window != Window(sent.first, sent.last)]
+        if found is None:
+            return
+        if set(sent_there) - {found.extrinsic}:
+            raise _another(ctx, found.block)
+        if foreign_update(before, self.windows) and before != await _registered_at(ctx):
+            raise _another(ctx, before)
+        self.windows.append(Window(found.block, found.block))
+
+
+def _another(ctx: Context, block: int) -> MustNotRestart:
+    return MustNotRestart(f"weights of hotkey {ctx.hotkey} were set in block {block}, and not by this process: another validator signs with "
+                          "the same hotkey. Nothing more is sent. Stop the other one, then start this one once with --accept-foreign-weights.")
 
 
 async def _registered_at(ctx: Context) -> int | None:

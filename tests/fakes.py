@@ -172,7 +172,9 @@ class FakeChain:
         self.rows = []
         self.neuron_list = [Neuron(uid=0, hotkey="5Owner"), Neuron(uid=1, hotkey=VALIDATOR, validator_permit=True, stake=1000.0),
                             *(Neuron(uid=uid, hotkey=f"5Miner{uid}") for uid in range(2, 8))]
-        self.weights, self.last_update, self.pending = {}, 0, 0
+        self.weights, self.pending = {}, 0
+        self.updates = []
+        """Every LastUpdate that the chain has had."""
         self.problem, self.missing = "", ()
         self.halted = False
         """The node answers, and no block comes."""
@@ -191,6 +193,14 @@ class FakeChain:
         self.block_time = block_seconds
         self.receipts = {}
         """receipt → what the chain shows for it, or an exception to raise."""
+
+    @property
+    def last_update(self):
+        return self.updates[-1] if self.updates else 0
+
+    @last_update.setter
+    def last_update(self, block):
+        self.updates.append(block)
 
     @property
     def down(self):
@@ -248,6 +258,14 @@ class FakeChain:
     async def read_weights(self, block_hash=None):
         await self._read()
         return OnChainWeights(block=self.block, uid=1, by_uid=dict(self.weights), last_update=self.last_update, pending_commits=self.pending, tempo=self.tempo)
+
+    async def last_update_at(self, number):
+        await self._read()
+        return next((block for block in reversed(self.updates) if block <= number), 0)
+
+    async def weights_sent(self, number):
+        await self._read()
+        return tuple(f"{block}-0" for block in self.included.values() if block == number)
 
     async def preflight_weights(self, weights):
         await self._read()

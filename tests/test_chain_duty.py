@@ -1,12 +1,17 @@
 """The validator's duty on a dev chain, with the whole daemon: weights proven, rehearsed, burned, held, and never doubled."""
 
+from functools import partial
+
 import pytest
 import trio
 from chain_house import ChainHouse, until
 from chain_world import NETUID, open_world
 
-from crusades import validator
+from crusades import hparams, validator
+from crusades.daemon import make_context
 from crusades.errors import MustNotRestart
+from crusades.store import open_store
+from crusades.weights_ours import Ours
 
 
 @pytest.fixture(params=[False, True], ids=["plain", "sealed"])
@@ -59,6 +64,48 @@ async def test_weights_that_another_process_set_end_the_daemon_with_the_code_tha
             await trio.sleep(20)
     assert [type(error) for error in validator.leaves(caught.value)] == [MustNotRestart]
     assert validator.exit_code(caught.value) == 3
+
+
+@pytest.mark.parametrize("sealed", [False, True], ids=["plain", "sealed"])
+@pytest.mark.parametrize("same_block", [False, True], ids=["the block before", "the same block"])
+async def test_weights_that_another_process_set_are_noticed_although_ours_took_their_place(tmp_path, sealed, same_block):
+    async with (open_world(tmp_path, sealing="manual", commit_reveal=sealed) as world, world.another() as twin,
+                open_store(tmp_path / "state", world.bridge, hparams.load().store) as store):  # fmt: skip
+        house = ChainHouse(world)
+        ctx, ours = make_context(house.config(None), store, world.chain, is_dev=True), Ours()
+        await world.blocks(3)
+        await ours.meet(ctx, await world.chain.read_weights())
+
+        async def handed_over(nursery, send):
+            before = world.calls("author_submitExtrinsic")
+            nursery.start_soon(send)
+
+            async def arrived():
+                return world.calls("author_submitExtrinsic") > before
+
+            await until(arrived, 5)
+
+        async def send():
+            ours.included((await world.chain.set_weights(plan, signed=lambda sent: ours.signed(ctx, plan, sent))).block)
+
+        async def look():
+            await world.blocks(3)
+            ctx.board.finalized_block = (await world.chain.head()).finalized
+            await ours.beware(ctx, await world.chain.read_weights())
+
+        plan = await world.chain.preflight_weights({world.miner.hotkey.ss58_address: 1.0})
+        async with trio.open_nursery() as nursery:
+            await handed_over(nursery, send)
+            await world.blocks()
+        await look()
+        plan = await world.chain.preflight_weights({world.miner.hotkey.ss58_address: 1.0})
+        async with trio.open_nursery() as nursery:
+            await handed_over(nursery, partial(twin.set_weights, plan))
+            await world.blocks(0 if same_block else 1)
+            await handed_over(nursery, send)
+            await world.blocks()
+        with pytest.raises(MustNotRestart, match="not by this process"):
+            await look()
 
 
 async def test_a_lost_state_holds_the_weights_until_somebody_accepts_it(house, tmp_path):

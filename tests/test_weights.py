@@ -1,9 +1,14 @@
 """When weights are sent, held or neither: the pure decision, one case at a time."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
-from crusades.chain_weights import OnChainWeights
+import trio
+from fakes import ERA, VALIDATOR, FakeChain
+
+from crusades.chain_weights import OnChainWeights, Window
 from crusades.weights import Situation, choose
+from crusades.weights_ours import Ours
 from crusades.weights_proof import Proof
 
 FINE = Situation(block=1000, vector={"5Leader": 1.0}, why_empty="", on_chain_empty=False, on_chain_equal=False, last_update=800, pending=0, on_its_way=False, tempo=360, interval=100)
@@ -95,3 +100,27 @@ def test_after_a_restart_the_time_counts_from_when_the_last_process_asked():
     proof = Proof()
     proof.resume(A, 10, applied=False)
     assert seen(proof, 400, {}) == (False, 390)
+
+
+# ------------------------------------------------------------------------------------------------ which updates are ours
+
+
+async def test_where_finality_lags_each_of_several_updates_under_way_gets_its_block():
+    async def record(**_):
+        await trio.lowlevel.checkpoint()
+
+    chain = FakeChain(finality_lag=12)
+    chain.block = 100
+    ctx = SimpleNamespace(chain=chain, store=SimpleNamespace(record_weights=record), board=SimpleNamespace(finalized_block=88), hotkey=VALIDATOR)
+    ours = Ours()
+    for _ in range(2):
+        plan = await chain.preflight_weights({"5Miner3": 1.0})
+        outcome = await chain.set_weights(plan, signed=lambda sent, plan=plan: ours.signed(ctx, plan, sent))
+        ours.included(outcome.block)
+        chain.block += 10
+        await ours.beware(ctx, await chain.read_weights())
+    assert [window.last - window.first for window in ours.windows] == [ERA - 1] * 2
+    chain.lag, ctx.board.finalized_block = 0, chain.block
+    await ours.beware(ctx, await chain.read_weights())
+    assert ours.windows == [Window(101, 101), Window(111, 111)]
+    assert ours.under_way == []
