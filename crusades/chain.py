@@ -276,7 +276,8 @@ class Chain:
 
     async def weights_sent(self, number: int) -> tuple[str, ...]:
         """Every extrinsic `<block>-<index>` of block `number` by which our hotkey set or sealed weights here. Raises Pruned and NoArchive."""
-        return await self._at_number(number, lambda state: read.weights_sent(state, self.netuid, self.hotkey))
+        key = bytes(self._signer().public_key)
+        return await self._at_number(number, lambda state: read.weights_sent(state, self.netuid, self.hotkey, key))
 
     async def _at_number(self, number: int, ask: Callable[[State], Awaitable[T]]) -> T:
         async def here(node: Node) -> T:

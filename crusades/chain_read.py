@@ -309,21 +309,23 @@ async def receipt(state: State, block_hash: str, number: int, index: int) -> Rec
                    amount_rao=int(arguments["value"]), success=any(_succeeded(event, index) for event in events or ()))
 
 
-async def weights_sent(state: State, netuid: int, hotkey: str) -> tuple[str, ...]:
+async def weights_sent(state: State, netuid: int, hotkey: str, public_key: bytes) -> tuple[str, ...]:
     """The extrinsics `<block>-<index>` of this block by which the hotkey set or sealed weights of the subnet (not those inside a batch)."""
     answer = await state.node.rpc("chain_getBlock", state.hash)
     if answer is None:
         raise Pruned(f"the node no longer has block {state.number}")
-    events, = await state.read(("System", "Events"))
-    found = []
-    for index, raw in enumerate(answer["block"]["extrinsics"]):
-        decoded = state.runtime.decode_extrinsic(unhex(raw), True)
-        call = decoded.get("call") or {}
-        subnet = next((a["value"] for a in call.get("call_args") or () if a["name"] == "netuid"), None)
-        of_weights = call.get("call_module") == SUBTENSOR and "weights" in str(call.get("call_function"))
-        if str(decoded.get("address")) == hotkey and of_weights and subnet == netuid and any(_succeeded(event, index) for event in events or ()):
-            found.append(f"{state.number}-{index}")
-    return tuple(found)
+    # Only what names the key is decoded: whatever strangers send, and no codec of ours knows, is nobody's weights.
+    candidates = [(index, raw) for index, raw in enumerate(map(unhex, answer["block"]["extrinsics"])) if public_key in raw]
+    found = [index for index, raw in candidates if _sets_weights(state.runtime.decode_extrinsic(raw, True), netuid, hotkey)]
+    events = (await state.read(("System", "Events")))[0] or () if found else ()
+    return tuple(f"{state.number}-{index}" for index in found if any(_succeeded(event, index) for event in events))
+
+
+def _sets_weights(extrinsic: Any, netuid: int, hotkey: str) -> bool:
+    call = extrinsic.get("call") or {}
+    subnet = next((a["value"] for a in call.get("call_args") or () if a["name"] == "netuid"), None)
+    of_weights = call.get("call_module") == SUBTENSOR and "weights" in str(call.get("call_function"))
+    return of_weights and subnet == netuid and str(extrinsic.get("address")) == hotkey
 
 
 def _succeeded(record: Any, index: int) -> bool:

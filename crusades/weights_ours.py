@@ -108,7 +108,7 @@ class Ours:
         self.windows = [window for window in self.windows if window != Window(sent.first, sent.last)]
         if found is None:
             return
-        if set(sent_there) - {found.extrinsic}:
+        if len(sent_there) > 1:
             raise _another(ctx, found.block)
         if foreign_update(before, self.windows) and before != await _registered_at(ctx):
             raise _another(ctx, before)

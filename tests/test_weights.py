@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import trio
 from fakes import ERA, VALIDATOR, FakeChain
 
+from crusades.chain_read import weights_sent
 from crusades.chain_weights import OnChainWeights, Window
 from crusades.weights import Situation, choose
 from crusades.weights_ours import Ours
@@ -124,3 +125,25 @@ async def test_where_finality_lags_each_of_several_updates_under_way_gets_its_bl
     await ours.beware(ctx, await chain.read_weights())
     assert ours.windows == [Window(101, 101), Window(111, 111)]
     assert ours.under_way == []
+
+
+async def test_of_a_block_only_our_own_successful_weights_of_this_subnet_are_counted():
+    def call(function, netuid=1, module="SubtensorModule"):
+        return {"address": VALIDATOR, "call": {"call_module": module, "call_function": function, "call_args": [{"name": "netuid", "value": netuid}]}}
+
+    def decode(raw, _):
+        return decoded[raw.removeprefix(key)]  # KeyError: what a stranger sends is not decoded
+
+    key = bytes(range(32))
+    decoded = {b"\1": call("set_mechanism_weights"), b"\2": call("commit_timelocked_mechanism_weights"), b"\3": call("set_mechanism_weights", netuid=2),
+               b"\4": call("set_commitment", module="Commitments"), b"\5": call("set_weights"), b"\6": call("set_weights") | {"address": "5Stranger"}}  # fmt: skip
+    block = [b"\0 a codec nobody has", *(key + raw for raw in decoded)]
+
+    async def rpc(method, block_hash):
+        return {"block": {"extrinsics": ["0x" + raw.hex() for raw in block]}}
+
+    async def read(*_):
+        return ([{"extrinsic_idx": n, "module_id": "System", "event_id": "ExtrinsicFailed" if n == 5 else "ExtrinsicSuccess"} for n in range(len(block))],)
+
+    state = SimpleNamespace(node=SimpleNamespace(rpc=rpc), runtime=SimpleNamespace(decode_extrinsic=decode), read=read, hash="0x7", number=7)
+    assert await weights_sent(state, 1, VALIDATOR, key) == ("7-1", "7-2")
