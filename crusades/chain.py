@@ -42,7 +42,15 @@ from crusades.chain_records import ChainFacts, CommitFacts, Committed, Failed, H
 from crusades.chain_rows import Sightings, order, rows_of
 from crusades.chain_send import Sender, Signed
 from crusades.chain_wallets import create_wallet, open_wallet
-from crusades.chain_weights import COMMIT_REVEAL_VERSION, OnChainWeights, WeightsOutcome, WeightsPlan, dev_plaintext, plan_weights
+from crusades.chain_weights import (
+    COMMIT_REVEAL_VERSION,
+    OnChainWeights,
+    WeightsAround,
+    WeightsOutcome,
+    WeightsPlan,
+    dev_plaintext,
+    plan_weights,
+)
 from crusades.errors import ChainError, ChainIncompatible, ConfigError
 from crusades.payload import MAX_PLAINTEXT, round_at
 from crusades.records import Commitment, Neuron
@@ -269,21 +277,19 @@ class Chain:
         """Our row of the weight matrix as the chain holds it (best head when None)."""
         return await self._at(block_hash, lambda state: read.own_weights(state, self.netuid, self.hotkey))
 
-    async def last_update_at(self, number: int) -> int:
-        """The block of our newest set or commit as of block `number`; 0 = never. Raises Pruned and NoArchive."""
-        found = await self._at_number(number, lambda state: read.own_weights(state, self.netuid, self.hotkey))
-        return found.last_update
-
-    async def weights_sent(self, number: int) -> tuple[str, ...]:
-        """Every extrinsic `<block>-<index>` of block `number` by which our hotkey set or sealed weights here. Raises Pruned and NoArchive."""
+    async def weights_around(self, found: Included) -> WeightsAround:
+        """What there was of our weights before `found` and with it. By hashes, so that a node on another branch gives no answer
+        rather than a wrong one. Raises Pruned and NoArchive."""
         key = bytes(self._signer().public_key)
-        return await self._at_number(number, lambda state: read.weights_sent(state, self.netuid, self.hotkey, key))
 
-    async def _at_number(self, number: int, ask: Callable[[State], Awaitable[T]]) -> T:
-        async def here(node: Node) -> T:
-            return await ask(await node.state(await node.block_hash(number)))
+        async def ask(node: Node) -> WeightsAround:
+            header = await node.rpc("chain_getHeader", found.block_hash)
+            if header is None:
+                raise ChainError(f"the node does not have block {found.block} ({found.block_hash})")
+            before = await read.last_update(await node.state(header["parentHash"]), self.netuid, self.hotkey)
+            return WeightsAround(before=before, together=await read.weights_sent(await node.state(found.block_hash), self.netuid, self.hotkey, key))
 
-        return await self.call(lambda node: node.or_archive(here))
+        return await self.call(lambda node: node.or_archive(ask))
 
     # -- the miner's side --------------------------------------------------------------------------------
 

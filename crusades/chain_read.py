@@ -266,6 +266,33 @@ async def own_weights(state: State, netuid: int, hotkey: str) -> OnChainWeights:
                           pending_commits=pending, tempo=int(tempo), reveal_period=int(period or 1))
 
 
+async def last_update(state: State, netuid: int, hotkey: str) -> int:
+    """The block of the hotkey's newest set or commit; 0 = never."""
+    uid, updates = await state.read((SUBTENSOR, "Uids", netuid, hotkey), (SUBTENSOR, "LastUpdate", netuid))
+    return int(updates[uid]) if uid is not None and uid < len(updates) else 0
+
+
+async def weights_sent(state: State, netuid: int, hotkey: str, public_key: bytes) -> int:
+    """How many extrinsics of this block set, sealed or opened weights of the hotkey in the subnet (not those inside a batch or a proxy)."""
+    answer = await state.node.rpc("chain_getBlock", state.hash)
+    if answer is None:
+        raise Pruned(f"the node no longer has block {state.number}")
+    # Only what the key has signed is decoded (version 4, an account id): what no codec of ours knows, of whomever, is nobody's weights.
+    signed = b"\x84\x00" + public_key
+    candidates = [(index, raw) for index, raw in enumerate(map(unhex, answer["block"]["extrinsics"])) if signed in raw[: 4 + len(signed)]]
+    found = [index for index, raw in candidates if _sets_weights(state.runtime.decode_extrinsic(raw, True), netuid, hotkey)]
+    events = (await state.read(("System", "Events")))[0] or () if found else ()
+    return sum(any(_succeeded(event, index) for event in events) for index in found)
+
+
+def _sets_weights(extrinsic: Any, netuid: int, hotkey: str) -> bool:
+    call = extrinsic.get("call") or {}
+    arguments = {a["name"]: a["value"] for a in call.get("call_args") or ()}
+    here = arguments.get("netuid") == netuid or netuid in (arguments.get("netuids") or ())
+    of_weights = call.get("call_module") == SUBTENSOR and "weights" in str(call.get("call_function"))
+    return of_weights and here and not arguments.get("mecid") and str(extrinsic.get("address")) == hotkey
+
+
 # ------------------------------------------------------------------------------------------------ the miner's side
 
 
@@ -307,25 +334,6 @@ async def receipt(state: State, block_hash: str, number: int, index: int) -> Rec
     events, = await state.read(("System", "Events"))
     return Receipt(id=f"{number}-{index}", block=number, signer=str(decoded["address"]), destination=str(destination),
                    amount_rao=int(arguments["value"]), success=any(_succeeded(event, index) for event in events or ()))
-
-
-async def weights_sent(state: State, netuid: int, hotkey: str, public_key: bytes) -> tuple[str, ...]:
-    """The extrinsics `<block>-<index>` of this block by which the hotkey set or sealed weights of the subnet (not those inside a batch)."""
-    answer = await state.node.rpc("chain_getBlock", state.hash)
-    if answer is None:
-        raise Pruned(f"the node no longer has block {state.number}")
-    # Only what names the key is decoded: whatever strangers send, and no codec of ours knows, is nobody's weights.
-    candidates = [(index, raw) for index, raw in enumerate(map(unhex, answer["block"]["extrinsics"])) if public_key in raw]
-    found = [index for index, raw in candidates if _sets_weights(state.runtime.decode_extrinsic(raw, True), netuid, hotkey)]
-    events = (await state.read(("System", "Events")))[0] or () if found else ()
-    return tuple(f"{state.number}-{index}" for index in found if any(_succeeded(event, index) for event in events))
-
-
-def _sets_weights(extrinsic: Any, netuid: int, hotkey: str) -> bool:
-    call = extrinsic.get("call") or {}
-    subnet = next((a["value"] for a in call.get("call_args") or () if a["name"] == "netuid"), None)
-    of_weights = call.get("call_module") == SUBTENSOR and "weights" in str(call.get("call_function"))
-    return of_weights and subnet == netuid and str(extrinsic.get("address")) == hotkey
 
 
 def _succeeded(record: Any, index: int) -> bool:

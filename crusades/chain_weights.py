@@ -100,6 +100,15 @@ class WeightsOutcome(Record, frozen=True, kw_only=True):
     reveal_round: int | None = None
 
 
+class WeightsAround(Record, frozen=True, kw_only=True):
+    """What there was of our weights around an extrinsic of ours."""
+
+    before: int
+    """LastUpdate as of the block before it; 0 = never."""
+    together: int
+    """Extrinsics with weights of ours in its block, itself included."""
+
+
 class OnChainWeights(Record, frozen=True, kw_only=True):
     """Our row of the weight matrix as the chain holds it."""
 

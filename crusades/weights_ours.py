@@ -17,6 +17,9 @@ from crusades.errors import ChainError, MustNotRestart
 
 log = logging.getLogger("crusades.weights")
 
+GIVE_UP = 256
+"""Blocks after which nobody looks any more where an extrinsic was: so long an ordinary node keeps states."""
+
 
 @dataclass
 class _UnderWay:
@@ -85,14 +88,16 @@ class Ours:
     async def _narrow(self, ctx: Context) -> None:
         """Once it is final where our weights are, only that block is ours, so that another process that sent within the same
         window is noticed. Asked of the chain and not taken from LastUpdate, which the other one may have moved."""
-        for one in [u for u in self.under_way if u.settled_from <= (ctx.board.finalized_block or 0)]:
+        final = ctx.board.finalized_block or 0
+        for one in [u for u in self.under_way if u.settled_from <= final]:
             try:
                 await self._place(ctx, one.sent)
             except Pruned:
                 pass  # too late to look: the window stays as wide as it was
             except ChainError as error:
                 log.debug("where the weights are is looked up again at the next head: %s", error)
-                continue
+                if final < one.sent.last + GIVE_UP:
+                    continue
             self.under_way.remove(one)
 
     async def _place(self, ctx: Context, sent: Sent) -> None:
@@ -102,16 +107,16 @@ class Ours:
             found = await ctx.chain.resolve(sent, final=True)
         except Failed:
             found = None  # it is there and had no effect
-        before, sent_there = 0, tuple[str, ...]()
-        if found is not None:
-            before, sent_there = await ctx.chain.last_update_at(found.block - 1), await ctx.chain.weights_sent(found.block)
-        self.windows = [window for window in self.windows if window != Window(sent.first, sent.last)]
-        if found is None:
+        around = await ctx.chain.weights_around(found) if found else None
+        if (wide := Window(sent.first, sent.last)) in self.windows:
+            self.windows.remove(wide)  # one of them: two that were signed under the same finalised head are equal
+        if found is None or around is None:
             return
-        if len(sent_there) > 1:
+        # A window that is left may be of a process before this one, whose update was still under way when we came.
+        if around.together > 1 and foreign_update(found.block, self.windows):
             raise _another(ctx, found.block)
-        if foreign_update(before, self.windows) and before != await _registered_at(ctx):
-            raise _another(ctx, before)
+        if foreign_update(around.before, self.windows) and around.before != await _registered_at(ctx):
+            raise _another(ctx, around.before)
         self.windows.append(Window(found.block, found.block))
 
 

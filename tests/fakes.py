@@ -15,7 +15,7 @@ import trio
 
 from crusades.chain_records import ChainFacts, Head, Included, Owner, Sent, Unresolved
 from crusades.chain_send import ERA
-from crusades.chain_weights import Epoch, OnChainWeights, WeightsOutcome, WeightsPlan, quantise
+from crusades.chain_weights import Epoch, OnChainWeights, WeightsAround, WeightsOutcome, WeightsPlan, quantise
 from crusades.errors import ChainError
 from crusades.records import Audit, Commitment, Neuron, Outcome, Payload, Run, SlotView, Source, Stage, Statistic, Status, Verdict, rejected
 from crusades.records import Reason as ReasonRecord
@@ -259,13 +259,10 @@ class FakeChain:
         await self._read()
         return OnChainWeights(block=self.block, uid=1, by_uid=dict(self.weights), last_update=self.last_update, pending_commits=self.pending, tempo=self.tempo)
 
-    async def last_update_at(self, number):
+    async def weights_around(self, found):
         await self._read()
-        return next((block for block in reversed(self.updates) if block <= number), 0)
-
-    async def weights_sent(self, number):
-        await self._read()
-        return tuple(f"{block}-0" for block in self.included.values() if block == number)
+        before = next((block for block in reversed(self.updates) if block < found.block), 0)
+        return WeightsAround(before=before, together=sum(block == found.block for block in self.updates))
 
     async def preflight_weights(self, weights):
         await self._read()

@@ -3,11 +3,13 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import pytest
 import trio
 from fakes import ERA, VALIDATOR, FakeChain
 
 from crusades.chain_read import weights_sent
 from crusades.chain_weights import OnChainWeights, Window
+from crusades.errors import MustNotRestart
 from crusades.weights import Situation, choose
 from crusades.weights_ours import Ours
 from crusades.weights_proof import Proof
@@ -106,25 +108,66 @@ def test_after_a_restart_the_time_counts_from_when_the_last_process_asked():
 # ------------------------------------------------------------------------------------------------ which updates are ours
 
 
-async def test_where_finality_lags_each_of_several_updates_under_way_gets_its_block():
+def guarded(*, lag, windows=()):
+    """A chain at block 100, a context around it, and what is known of our updates."""
     async def record(**_):
         await trio.lowlevel.checkpoint()
 
-    chain = FakeChain(finality_lag=12)
+    chain = FakeChain(finality_lag=lag)
     chain.block = 100
-    ctx = SimpleNamespace(chain=chain, store=SimpleNamespace(record_weights=record), board=SimpleNamespace(finalized_block=88), hotkey=VALIDATOR)
-    ours = Ours()
+    ctx = SimpleNamespace(chain=chain, store=SimpleNamespace(record_weights=record), board=SimpleNamespace(finalized_block=100 - lag), hotkey=VALIDATOR)
+    return chain, ctx, Ours(windows=list(windows))
+
+
+async def sends(chain, ctx, ours):
+    """Weights of ours, in the next block."""
+    plan = await chain.preflight_weights({"5Miner3": 1.0})
+    ours.included((await chain.set_weights(plan, signed=lambda sent: ours.signed(ctx, plan, sent))).block)
+
+
+async def sees(chain, ctx, ours, *, finalized):
+    """The next head, with all up to a block final."""
+    chain.lag, ctx.board.finalized_block = chain.block - finalized, finalized
+    await ours.beware(ctx, await chain.read_weights())
+
+
+async def test_where_finality_lags_each_of_several_updates_under_way_gets_its_block():
+    chain, ctx, ours = guarded(lag=12)
     for _ in range(2):
-        plan = await chain.preflight_weights({"5Miner3": 1.0})
-        outcome = await chain.set_weights(plan, signed=lambda sent, plan=plan: ours.signed(ctx, plan, sent))
-        ours.included(outcome.block)
+        await sends(chain, ctx, ours)
         chain.block += 10
         await ours.beware(ctx, await chain.read_weights())
     assert [window.last - window.first for window in ours.windows] == [ERA - 1] * 2
-    chain.lag, ctx.board.finalized_block = 0, chain.block
-    await ours.beware(ctx, await chain.read_weights())
+    await sees(chain, ctx, ours, finalized=chain.block)
     assert ours.windows == [Window(101, 101), Window(111, 111)]
     assert ours.under_way == []
+
+
+async def test_of_two_updates_signed_under_the_same_finalised_head_the_second_stays_ours_when_the_first_is_final():
+    chain, ctx, ours = guarded(lag=2)
+    for _ in range(2):
+        await sends(chain, ctx, ours)
+        chain.block += 10
+        chain.lag += 10
+    assert ours.windows[0] == ours.windows[1]
+    await sees(chain, ctx, ours, finalized=101)
+    await sees(chain, ctx, ours, finalized=chain.block)
+    assert ours.windows == [Window(101, 101), Window(111, 111)]
+
+
+@pytest.mark.parametrize("block", [101, 102])
+async def test_what_a_process_before_this_one_had_under_way_is_no_other_validators(block):
+    """It died when its weights were in the pool; they come just before the first of this one, or with them."""
+    chain, ctx, ours = guarded(lag=2, windows=[Window(99, 98 + ERA)])
+    chain.block = 101
+    chain.last_update = block
+    await sends(chain, ctx, ours)
+    chain.block += 5
+    await sees(chain, ctx, ours, finalized=chain.block)
+    assert not ours.under_way
+    chain.last_update = 99 + ERA
+    with pytest.raises(MustNotRestart):
+        await ours.beware(ctx, await chain.read_weights())
 
 
 async def test_of_a_block_only_our_own_successful_weights_of_this_subnet_are_counted():
@@ -132,12 +175,15 @@ async def test_of_a_block_only_our_own_successful_weights_of_this_subnet_are_cou
         return {"address": VALIDATOR, "call": {"call_module": module, "call_function": function, "call_args": [{"name": "netuid", "value": netuid}]}}
 
     def decode(raw, _):
-        return decoded[raw.removeprefix(key)]  # KeyError: what a stranger sends is not decoded
+        return decoded[raw.removeprefix(signed)]  # KeyError: what a stranger sends is not decoded, whatever it holds
 
     key = bytes(range(32))
+    signed = b"\xc8\x84\0" + key
     decoded = {b"\1": call("set_mechanism_weights"), b"\2": call("commit_timelocked_mechanism_weights"), b"\3": call("set_mechanism_weights", netuid=2),
-               b"\4": call("set_commitment", module="Commitments"), b"\5": call("set_weights"), b"\6": call("set_weights") | {"address": "5Stranger"}}  # fmt: skip
-    block = [b"\0 a codec nobody has", *(key + raw for raw in decoded)]
+               b"\4": call("set_commitment", module="Commitments"), b"\5": call("set_weights"), b"\6": call("set_weights") | {"address": "5Stranger"},
+               b"\7": {"address": VALIDATOR, "call": {"call_module": "SubtensorModule", "call_function": "set_mechanism_weights",
+                                                     "call_args": [{"name": "netuid", "value": 1}, {"name": "mecid", "value": 1}]}}}  # fmt: skip
+    block = [b"\0 a codec nobody has, and " + signed, *(signed + raw for raw in decoded)]
 
     async def rpc(method, block_hash):
         return {"block": {"extrinsics": ["0x" + raw.hex() for raw in block]}}
@@ -146,4 +192,4 @@ async def test_of_a_block_only_our_own_successful_weights_of_this_subnet_are_cou
         return ([{"extrinsic_idx": n, "module_id": "System", "event_id": "ExtrinsicFailed" if n == 5 else "ExtrinsicSuccess"} for n in range(len(block))],)
 
     state = SimpleNamespace(node=SimpleNamespace(rpc=rpc), runtime=SimpleNamespace(decode_extrinsic=decode), read=read, hash="0x7", number=7)
-    assert await weights_sent(state, 1, VALIDATOR, key) == ("7-1", "7-2")
+    assert await weights_sent(state, 1, VALIDATOR, key) == 2

@@ -7,13 +7,11 @@ called.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from crusades.bench.referee.statistic import ALWAYS, PREFIX, plain_name, ratio
 from crusades.records import Statistic
-
-Failing = dict[str, Statistic]
-"""Statistics over their limits, by name."""
 
 OPTIMIZER = frozenset({"optimizer_second_moment", "optimizer_weights"})
 """A false gradient breaks AdamW's arithmetic as well, so that these are named only where nothing else fails."""
@@ -37,23 +35,28 @@ left out, it is at 1.4 to 19 times the worst of them (docs/log.md, 2026-11-27); 
 int8, at 1.25 times at most."""
 
 SILENT, OF_ERROR = 0.002, 0.3
-"""Coordinates without a gradient explain a squared error in which their share is as large as among the coordinates: zeroed rows are 0.9
-and more of it, whatever is wrong everywhere (precision, tokens) has some that became silent by chance, at most 0.1."""
+"""Coordinates without a gradient explain a squared error in which their share is as large as among the coordinates: rows of all matrices
+zeroed are 0.8 and more of it; whatever is wrong everywhere (precision, tokens) has some that became silent by chance, at most 0.1."""
+
+_SIZES = (("gradient_projection", "gradient_error"), ("even_projection", "even_error"))
+"""How much of the gradient is missing along the true one, and how far off it is altogether; a profile may judge only the second pair."""
 
 IN_SIZE = 0.4
-"""The share of the squared error that size alone must explain for it to be named: 0.6 and more where tokens of any kind are left out,
-almost nothing where the others are given their weight."""
+"""The share of the squared error that size alone must explain for it to be named: 0.6 where half of the tokens are left out, less for
+fewer (a tenth of them: 0.13 to 0.4), almost nothing where the others are given their weight."""
 
 NEARLY_RIGHT = 0.1
 """A typical error up to this is "a little off"; over it the words are too mild."""
 
 
-def diagnose(failing: Failing) -> Statistic:
-    """The statistic that explains a failure best. At least one must fail.
+def diagnose(statistics: Iterable[Statistic]) -> Statistic:
+    """Of all statistics of a run, at least one of them over its limit, the one that explains the failure best.
 
     What was altered on purpose comes first, then what is no number. What is wrong in the run as it was (`anchor.py` says what is not) is
     clearer than what is wrong in a step at the contestant's weights, where hidden states of late steps are nearly one vector.
     """
+    measured = {s.name: s for s in statistics}
+    failing = {name: s for name, s in measured.items() if not s.passed}
     if tampered := next((failing[name] for name in ALWAYS if name in failing), None):
         return tampered
     others = {name: s for name, s in failing.items() if name not in OPTIMIZER} or failing
@@ -63,28 +66,31 @@ def diagnose(failing: Failing) -> Statistic:
     if "total_tokens" in others:
         return others["total_tokens"]
     for prefix in ("", PREFIX):
-        if found := _explanation({plain_name(name): s for name, s in others.items() if name.startswith(PREFIX) == bool(prefix)}):
+        value = {plain_name(name): s.value or 0.0 for name, s in measured.items() if name.startswith(PREFIX) == bool(prefix)}
+        named = {plain_name(name): s for name, s in others.items() if name.startswith(PREFIX) == bool(prefix)}
+        if found := _explanation(named, value):
             return found
     return _furthest([s for s in others.values() if not _vague(s)] or others.values())
 
 
-def _explanation(failing: Failing) -> Statistic | None:
-    """Of statistics that were measured in the same way, by plain names; all of them have values."""
-    value = {name: s.value or 0.0 for name, s in failing.items()}
-    all_missing = value.get("gradient_projection", 0.0) > ALL_MISSING
+def _explanation(failing: dict[str, Statistic], value: dict[str, float]) -> Statistic | None:
+    """One of `failing` that were measured in the same way, by plain names, each at its worst step; `value` has what passed, too, for
+    comparison."""
+
+    def of(name: str) -> float:
+        return value[name] if name in failing else 0.0
+
+    all_missing = next((failing[size] for size, _ in _SIZES if of(size) > ALL_MISSING), None)
     for name, enough in _WHOLE if all_missing else _WHOLE + _PARTS:
-        if value.get(name, 0.0) >= enough:
+        if of(name) >= enough:
             return failing[name]
     if all_missing:
-        return failing["gradient_projection"]
-    if value.get("slice_attribution", 0.0) >= max(SLICE, OVER_CELLS * value.get("cell_attribution", 0.0)):
+        return all_missing
+    if of("slice_attribution") >= max(SLICE, OVER_CELLS * value.get("cell_attribution", 0.0)):
         return failing["slice_attribution"]
-    energy = value.get("gradient_error", 0.0) ** 2
-    if value.get("silent", 0.0) >= max(SILENT, OF_ERROR * energy):
+    if of("silent") >= max(SILENT, OF_ERROR * value.get("gradient_error", 0.0) ** 2):
         return failing["silent"]
-    if energy and value.get("gradient_projection", 0.0) ** 2 >= IN_SIZE * energy:
-        return failing["gradient_projection"]
-    return None
+    return next((failing[size] for size, error in _SIZES if of(size) > 0 and of(size) ** 2 >= IN_SIZE * value.get(error, math.inf) ** 2), None)
 
 
 def _vague(s: Statistic) -> bool:

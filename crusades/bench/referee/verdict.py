@@ -20,8 +20,8 @@ def judge(measured: list[Measured], limits: Limits) -> Audit:
     """Each statistic at its worst step, the worst statistic of all, and that one in words."""
     statistics = [_worst_step(m, limits) for m in measured]
     worst = max(statistics, key=lambda s: ratio(s.value, s.limit))
-    failing = {s.name: s for s in statistics if not s.passed}
-    named = diagnose(failing) if failing else worst
+    failing = any(not s.passed for s in statistics)
+    named = diagnose(statistics) if failing else worst
     words = in_words(named) if failing else f"all within limits; nearest to its own: {named.name}, at {100 * ratio(named.value, named.limit):.0f} % of it"
     return Audit(worst=named.name, words=words, statistics=tuple(statistics))
 
