@@ -261,14 +261,17 @@ async def own_weights(state: State, netuid: int, hotkey: str) -> OnChainWeights:
     pairs: Any = ()
     if uid is not None:
         pairs, = await state.read((SUBTENSOR, "Weights", netuid, uid))
-    updated = int(updates[uid]) if uid is not None and uid < len(updates) else 0
-    return OnChainWeights(block=state.number, uid=uid, by_uid={int(u): int(w) for u, w in pairs}, last_update=updated,
+    return OnChainWeights(block=state.number, uid=uid, by_uid={int(u): int(w) for u, w in pairs}, last_update=_updated(updates, uid),
                           pending_commits=pending, tempo=int(tempo), reveal_period=int(period or 1))
 
 
 async def last_update(state: State, netuid: int, hotkey: str) -> int:
     """The block of the hotkey's newest set or commit; 0 = never."""
     uid, updates = await state.read((SUBTENSOR, "Uids", netuid, hotkey), (SUBTENSOR, "LastUpdate", netuid))
+    return _updated(updates, uid)
+
+
+def _updated(updates: Any, uid: int | None) -> int:
     return int(updates[uid]) if uid is not None and uid < len(updates) else 0
 
 

@@ -108,8 +108,7 @@ class Ours:
         except Failed:
             found = None  # it is there and had no effect
         around = await ctx.chain.weights_around(found) if found else None
-        if (wide := Window(sent.first, sent.last)) in self.windows:
-            self.windows.remove(wide)  # one of them: two that were signed under the same finalised head are equal
+        self.windows.remove(Window(sent.first, sent.last))  # one of them: two that were signed under the same finalised head are equal
         if found is None or around is None:
             return
         # A window that is left may be of a process before this one, whose update was still under way when we came.

@@ -88,7 +88,7 @@ def test_the_optimizer_is_named_only_where_nothing_else_fails():
 def recorded():
     from diagnoses import named as of_record
 
-    return {profile: [(r.dimension, r.variant, s.name.removeprefix("anchor_")) for r, s in of_record(profile)] for profile in ("tiny", "qwen2.5-3b")}
+    return {profile: [(r.dimension, r.variant, s.name.removeprefix("anchor_")) for r, s, _ in of_record(profile)] for profile in ("tiny", "qwen2.5-3b")}
 
 
 @pytest.mark.parametrize("profile", ["tiny", "qwen2.5-3b"])

@@ -9,9 +9,9 @@ from fakes import ERA, VALIDATOR, FakeChain
 
 from crusades.chain_read import weights_sent
 from crusades.chain_weights import OnChainWeights, Window
-from crusades.errors import MustNotRestart
+from crusades.errors import ChainError, MustNotRestart
 from crusades.weights import Situation, choose
-from crusades.weights_ours import Ours
+from crusades.weights_ours import GIVE_UP, Ours
 from crusades.weights_proof import Proof
 
 FINE = Situation(block=1000, vector={"5Leader": 1.0}, why_empty="", on_chain_empty=False, on_chain_equal=False, last_update=800, pending=0, on_its_way=False, tempo=360, interval=100)
@@ -153,6 +153,20 @@ async def test_of_two_updates_signed_under_the_same_finalised_head_the_second_st
     await sees(chain, ctx, ours, finalized=101)
     await sees(chain, ctx, ours, finalized=chain.block)
     assert ours.windows == [Window(101, 101), Window(111, 111)]
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_what_cannot_be_looked_up_is_looked_up_again_until_an_ordinary_node_has_forgotten_it(late):
+    async def nonsense(sent, *, final):
+        raise ChainError("no sense")
+
+    chain, ctx, ours = guarded(lag=2)
+    await sends(chain, ctx, ours)
+    (wide,) = ours.windows
+    chain.resolve, chain.block = nonsense, wide.last + GIVE_UP - (not late)
+    await sees(chain, ctx, ours, finalized=chain.block)
+    assert bool(ours.under_way) is not late
+    assert ours.windows == [wide]
 
 
 @pytest.mark.parametrize("block", [101, 102])
