@@ -291,6 +291,17 @@ class Chain:
 
         return await self.call(lambda node: node.or_archive(ask))
 
+    async def opened_weights(self, block: int) -> bool:
+        """Whether the chain itself opened sealed weights of ours in this block of the best chain, and nobody signed any in it.
+        That moves LastUpdate where commit-reveal was switched off meanwhile. Raises Pruned and NoArchive."""
+        key = bytes(self._signer().public_key)
+
+        async def ask(node: Node) -> bool:
+            state = await node.state(await node.block_hash(block))
+            return await read.opened_weights(state, self.netuid, self.hotkey) and not await read.weights_sent(state, self.netuid, self.hotkey, key)
+
+        return await self.call(lambda node: node.or_archive(ask))
+
     # -- the miner's side --------------------------------------------------------------------------------
 
     async def commit_facts(self, hotkey: str) -> CommitFacts:

@@ -288,6 +288,20 @@ async def weights_sent(state: State, netuid: int, hotkey: str, public_key: bytes
     return sum(any(_succeeded(event, index) for event in events) for index in found)
 
 
+async def opened_weights(state: State, netuid: int, hotkey: str) -> bool:
+    """Whether the chain itself opened sealed weights of the hotkey in this block."""
+    events, = await state.read(("System", "Events"))
+    return any(_opens_weights(event, netuid, hotkey) for event in events or ())
+
+
+def _opens_weights(record: Any, netuid: int, hotkey: str) -> bool:
+    if (record.get("module_id"), record.get("event_id")) != (SUBTENSOR, "TimelockedWeightsRevealed"):
+        return False
+    fields = record["attributes"]
+    index, who = fields.values() if isinstance(fields, dict) else fields
+    return int(index) == netuid and str(who) == hotkey  # the index of the first mechanism is the subnet's number
+
+
 def _sets_weights(extrinsic: Any, netuid: int, hotkey: str) -> bool:
     call = extrinsic.get("call") or {}
     arguments = {a["name"]: a["value"] for a in call.get("call_args") or ()}

@@ -11,7 +11,7 @@ import logging
 from dataclasses import dataclass, field
 
 from crusades.chain_records import Failed, Pruned, Sent
-from crusades.chain_weights import OnChainWeights, WeightsPlan, Window, foreign_update, shares
+from crusades.chain_weights import OnChainWeights, WeightsPlan, Window, arrived, foreign_update, quantise, shares
 from crusades.context import Context
 from crusades.errors import ChainError, MustNotRestart
 
@@ -19,6 +19,8 @@ log = logging.getLogger("crusades.weights")
 
 GIVE_UP = 256
 """Blocks after which nobody looks any more where an extrinsic was: so long an ordinary node keeps states."""
+SEALED_BEFORE = 256
+"""Vectors of ours among which one that the chain opened is looked for; more than it keeps sealed on any but the slowest subnet."""
 
 
 @dataclass
@@ -52,6 +54,8 @@ class Ours:
             self.windows.append(Window(registered, registered))
         if not foreign_update(held.last_update, self.windows):
             return
+        if journal and await self._opened(ctx, held):
+            return
         if journal and not ctx.accept_foreign_weights:
             raise MustNotRestart(f"weights of hotkey {ctx.hotkey} were set in block {held.last_update}, and this state knows nothing of it: it is a restored "
                                  "backup, or a second process signs with the same hotkey. Stop the second one if there is one; then start this one once "
@@ -72,7 +76,21 @@ class Ours:
         if await _registered_at(ctx) == held.last_update:  # our hotkey was registered anew while we ran
             self.windows.append(Window(held.last_update, held.last_update))
             return
-        raise _another(ctx, held.last_update)
+        if not await self._opened(ctx, held):
+            raise _another(ctx, held.last_update)
+
+    async def _opened(self, ctx: Context, held: OnChainWeights) -> bool:
+        """Whether the chain itself moved LastUpdate: it opened sealed weights of ours after commit-reveal was switched off. Journalled,
+        so that the next start knows it too."""
+        if not await _opened_by_chain(ctx, held.last_update):
+            return False
+        known = [dict(zip(*quantise(sorted(view.asked.items())), strict=True)) for view in await ctx.store.weights_history(SEALED_BEFORE)]
+        if not any(arrived(asked, held.by_uid) for asked in known):
+            return False  # sealed by another process, or by one whose state this is too old to know
+        await ctx.store.record_weights(asked=shares(held.by_uid), block=held.last_update, first=held.last_update, last=held.last_update)
+        self.windows.append(Window(held.last_update, held.last_update))
+        log.warning("the chain opened sealed weights of ours in block %s, with commit-reveal switched off", held.last_update)
+        return True
 
     async def signed(self, ctx: Context, plan: WeightsPlan, sent: Sent) -> None:
         """Journal an extrinsic that is signed and not sent yet: a crash between the two must not look like a second process."""
@@ -114,7 +132,7 @@ class Ours:
         # A window that is left may be of a process before this one, whose update was still under way when we came.
         if around.together > 1 and foreign_update(found.block, self.windows):
             raise _another(ctx, found.block)
-        if foreign_update(around.before, self.windows) and around.before != await _registered_at(ctx):
+        if foreign_update(around.before, self.windows) and around.before != await _registered_at(ctx) and not await _opened_by_chain(ctx, around.before):
             raise _another(ctx, around.before)
         self.windows.append(Window(found.block, found.block))
 
@@ -127,3 +145,10 @@ def _another(ctx: Context, block: int) -> MustNotRestart:
 async def _registered_at(ctx: Context) -> int | None:
     """Registration sets LastUpdate too, and is no second process."""
     return next((neuron.registered_block for neuron in await ctx.chain.neurons() if neuron.hotkey == ctx.hotkey), None)
+
+
+async def _opened_by_chain(ctx: Context, block: int) -> bool:
+    try:
+        return bool(await ctx.chain.opened_weights(block))
+    except Pruned:
+        return False  # nobody can tell any more: a person has to

@@ -188,6 +188,8 @@ class FakeChain:
         """Blocks that pass between the plan and the signature."""
         self.applies = True
         """False: weights are in a block and change nothing, as sealed ones that are never opened."""
+        self.opened = set()
+        """Blocks in which the chain itself opened sealed weights of ours, with commit-reveal switched off."""
         self.is_dev = True
         self.genesis = "0xfake"
         self.block_time = block_seconds
@@ -263,6 +265,10 @@ class FakeChain:
         await self._read()
         before = next((block for block in reversed(self.updates) if block < found.block), 0)
         return WeightsAround(before=before, together=sum(block == found.block for block in self.updates))
+
+    async def opened_weights(self, block):
+        await self._read()
+        return block in self.opened
 
     async def preflight_weights(self, weights):
         await self._read()

@@ -1,5 +1,6 @@
 """The validator's duty on a dev chain, with the whole daemon: weights proven, rehearsed, burned, held, and never doubled."""
 
+from contextlib import asynccontextmanager
 from functools import partial
 
 import pytest
@@ -40,6 +41,17 @@ def rehearsals(ctx, result):
     return ctx.metrics.rehearsals.labels(result=result)._value.get()
 
 
+async def handed_over(world, nursery, send):
+    """Start sending, and return when the extrinsic is in the node's pool."""
+    before = world.calls("author_submitExtrinsic")
+    nursery.start_soon(send)
+
+    async def arrived():
+        return world.calls("author_submitExtrinsic") > before
+
+    await until(arrived, 5)
+
+
 async def test_a_burn_share_is_on_chain_for_the_uid_of_the_owner(house):
     import msgspec
 
@@ -76,15 +88,6 @@ async def test_weights_that_another_process_set_are_noticed_although_ours_took_t
         await world.blocks(3)
         await ours.meet(ctx, await world.chain.read_weights())
 
-        async def handed_over(nursery, send):
-            before = world.calls("author_submitExtrinsic")
-            nursery.start_soon(send)
-
-            async def arrived():
-                return world.calls("author_submitExtrinsic") > before
-
-            await until(arrived, 5)
-
         async def send():
             ours.included((await world.chain.set_weights(plan, signed=lambda sent: ours.signed(ctx, plan, sent))).block)
 
@@ -95,17 +98,93 @@ async def test_weights_that_another_process_set_are_noticed_although_ours_took_t
 
         plan = await world.chain.preflight_weights({world.miner.hotkey.ss58_address: 1.0})
         async with trio.open_nursery() as nursery:
-            await handed_over(nursery, send)
+            await handed_over(world, nursery, send)
             await world.blocks()
         await look()
         plan = await world.chain.preflight_weights({world.miner.hotkey.ss58_address: 1.0})
         async with trio.open_nursery() as nursery:
-            await handed_over(nursery, partial(twin.set_weights, plan))
+            await handed_over(world, nursery, partial(twin.set_weights, plan))
             await world.blocks(0 if same_block else 1)
-            await handed_over(nursery, send)
+            await handed_over(world, nursery, send)
             await world.blocks()
         with pytest.raises(MustNotRestart, match="not by this process"):
             await look()
+
+
+@asynccontextmanager
+async def sealed_and_switched_off(tmp_path):
+    """A world with sealed weights of ours on their way, and commit-reveal switched off by the subnet's owner before they are opened."""
+    async with (open_world(tmp_path, sealing="manual", commit_reveal=True, tempo=10) as world,
+                open_store(tmp_path / "state", world.bridge, hparams.load().store) as store):  # fmt: skip
+        ctx, ours = make_context(ChainHouse(world).config(None), store, world.chain, is_dev=True), Ours()
+        await world.blocks(3)
+        await ours.meet(ctx, await world.chain.read_weights())
+        plan = await world.chain.preflight_weights({world.miner.hotkey.ss58_address: 1.0})
+
+        async def send():
+            ours.included((await world.chain.set_weights(plan, signed=lambda sent: ours.signed(ctx, plan, sent))).block)
+
+        async with trio.open_nursery() as nursery:
+            await handed_over(world, nursery, send)
+            await world.blocks()
+        world.net.set_hyperparameter(NETUID, "CommitRevealWeightsEnabled", False)
+        yield world, ctx, ours
+
+
+async def head(world, ctx):
+    """Our weights at the best head, all but two blocks of which are final."""
+    ctx.board.finalized_block = (await world.chain.head()).finalized
+    return await world.chain.read_weights()
+
+
+async def until_opened(world, ctx, ours):
+    """Blocks, one by one, each of them looked at, until the chain has opened our weights."""
+    for _ in range(30):
+        await world.blocks()
+        held = await head(world, ctx)
+        await ours.beware(ctx, held)
+        if held.by_uid:
+            return held
+    raise AssertionError("nothing was opened")
+
+
+async def test_weights_that_the_chain_opened_with_commit_reveal_switched_off_are_ours(tmp_path):
+    async with sealed_and_switched_off(tmp_path) as (world, ctx, ours):
+        held = await until_opened(world, ctx, ours)
+        assert held.last_update == held.block  # it moved, and no alarm was raised
+        await world.blocks(3)
+        await Ours().meet(ctx, await head(world, ctx))  # the next start knows it
+        assert [window for window in await ctx.store.weights_journal() if window[0] == window[1]] == [(held.block, held.block)]
+
+
+async def test_a_state_that_did_not_seal_what_the_chain_opened_is_a_restored_backup(tmp_path):
+    async with sealed_and_switched_off(tmp_path) as (world, ctx, ours), open_store(tmp_path / "backup", world.bridge, hparams.load().store) as backup:
+        await backup.record_weights(asked={0: 1.0}, block=1, first=1, last=1)
+        await until_opened(world, ctx, ours)
+        old = make_context(ChainHouse(world).config(None), backup, world.chain, is_dev=True)
+        with pytest.raises(MustNotRestart, match="restored backup"):
+            await Ours().meet(old, await head(world, old))
+
+
+async def test_weights_that_another_process_set_in_the_block_in_which_ours_were_opened_are_not_ours(tmp_path):
+    async with sealed_and_switched_off(tmp_path) as (world, ctx, ours), world.another() as twin:
+        while (await world.chain.head()).best < 9:  # the epoch of tempo 10 ends with block 10
+            await world.blocks()
+            await ours.beware(ctx, await head(world, ctx))
+        plan = await twin.preflight_weights({world.miner.hotkey.ss58_address: 1.0})
+        async with trio.open_nursery() as nursery:
+            await handed_over(world, nursery, partial(twin.set_weights, plan))
+            await world.blocks()
+        held = await head(world, ctx)
+        assert await world.chain.call(partial(opened_anything, block=held.last_update))
+        with pytest.raises(MustNotRestart, match="not by this process"):
+            await ours.beware(ctx, held)
+
+
+async def opened_anything(node, *, block):
+    """Whether the chain opened sealed weights in this block."""
+    events, = await (await node.state(await node.block_hash(block))).read(("System", "Events"))
+    return any(event["event_id"] == "TimelockedWeightsRevealed" for event in events)
 
 
 async def test_a_lost_state_holds_the_weights_until_somebody_accepts_it(house, tmp_path):

@@ -184,6 +184,21 @@ async def test_what_a_process_before_this_one_had_under_way_is_no_other_validato
         await ours.beware(ctx, await chain.read_weights())
 
 
+@pytest.mark.parametrize("opened", [True, False])
+async def test_what_moved_just_before_ours_is_no_other_validators_where_the_chain_moved_it_itself(opened):
+    chain, ctx, ours = guarded(lag=2)
+    chain.last_update = 100
+    await sends(chain, ctx, ours)
+    chain.block += 5
+    chain.opened = {100} if opened else set()
+    if opened:
+        await sees(chain, ctx, ours, finalized=chain.block)
+        assert ours.windows == [Window(101, 101)]
+    else:
+        with pytest.raises(MustNotRestart, match="block 100"):
+            await sees(chain, ctx, ours, finalized=chain.block)
+
+
 async def test_of_a_block_only_our_own_successful_weights_of_this_subnet_are_counted():
     def call(function, netuid=1, module="SubtensorModule"):
         return {"address": VALIDATOR, "call": {"call_module": module, "call_function": function, "call_args": [{"name": "netuid", "value": netuid}]}}
