@@ -185,6 +185,17 @@ async def test_reaching_the_memory_limit_is_told_from_other_deaths():
     assert SMALL.memory_bytes == 192 * MIB
 
 
+async def test_the_kernel_kills_a_sandbox_before_anybody_of_ours_and_the_sandbox_cannot_change_that():
+    ran = await run("""
+        def calm():
+            with open("/proc/self/oom_score_adj", "w") as file:
+                file.write("-1000")
+        say([open("/proc/self/oom_score_adj").read().strip(), tried(calm)])
+    """)
+    assert ran.said[0] == "1000"
+    assert ran.said[1] in ("EROFS", "EACCES", "EPERM")
+
+
 async def test_what_does_not_die_is_told_in_time_and_keeps_its_user(monkeypatch):
     """As a process does that is inside a driver call: the monitor waits for it as long as it lives."""
     monkeypatch.setattr(boxes, "END_PATIENCE", 0.1)

@@ -21,8 +21,10 @@ from crusades.sandbox.identity import Identity, take
 from crusades.sandbox.policy import CHANNEL_FD, NOBODY, PROC_STEERING, Limits, Mount, Policy
 from crusades.sandbox.seccomp import compile_filter
 
-SHIM = 'while [ "$1" != -- ]; do echo 0 > "$1" || exit 70; shift; done; shift; ulimit -c 0; exec 3<&0 0</dev/null; exec "$@"'
-"""Run by /bin/sh: enter the cgroups named before `--`, put the channel (passed as standard input) on 3, become bubblewrap."""
+SHIM = ('while [ "$1" != -- ]; do echo 0 > "$1" || exit 70; shift; done; shift; ulimit -c 0; echo 1000 > /proc/self/oom_score_adj || :; '
+        'exec 3<&0 0</dev/null; exec "$@"')
+"""Run by /bin/sh: enter the cgroups named before `--`, be the first whom the kernel kills when the machine's memory ends (which is
+our fault, but the referee and the daemon live), put the channel (passed as standard input) on 3, become bubblewrap."""
 START_PATIENCE = 3.0
 """Seconds for bubblewrap to report its child, which it does before it mounts anything, after about 5 ms. The event loop waits as long."""
 _FIRST_FD = 10

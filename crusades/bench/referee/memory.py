@@ -13,7 +13,9 @@ import ctypes
 import fcntl
 import mmap
 import os
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -24,6 +26,8 @@ from crusades.errors import DeviceFault
 
 CUDA_GRANULE = 2 << 20
 """cudaMalloc hands out 2 MiB pages; smaller requests may share one with other allocations."""
+LEFT_OVER = 4 << 30
+"""Bytes of host memory that pinned buffers leave for the system, the daemon and a submission at rest."""
 
 
 class Memory(Protocol):
@@ -156,11 +160,12 @@ def host_buffer(elements: int, dtype: torch.dtype, device: str) -> torch.Tensor:
     """Host memory for a copy of one segment; pinned where `device` is a card.
 
     torch's own pinned memory comes in powers of two and in pages of 4 KiB: 6.2 GB take 8.6 GB, and seven seconds for every
-    buffer. Raises DeviceFault when the driver will not pin it.
+    buffer. Raises DeviceFault when the machine has no room for it, or the driver will not pin it.
     """
     if device != "cuda":
         return torch.empty(elements, dtype=dtype)
     nbytes = elements * dtype.itemsize
+    _refuse_the_last(nbytes, available_memory())
     try:
         pages = _PinnedPages(-1, -(-nbytes // CUDA_GRANULE) * CUDA_GRANULE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
@@ -171,6 +176,23 @@ def host_buffer(elements: int, dtype: torch.dtype, device: str) -> torch.Tensor:
     flat = torch.frombuffer(pages, dtype=torch.uint8).zero_()  # taken now, by all cores, and not page by page when it is pinned
     pages.pin(flat)
     return flat[:nbytes].view(dtype)
+
+
+def available_memory(meminfo: Path = Path("/proc/meminfo")) -> int:
+    """Bytes of host memory that can be had without swapping, as the kernel estimates it."""
+    found = re.search(r"^MemAvailable: +(\d+) kB$", meminfo.read_text(), re.MULTILINE)
+    if found is None:
+        raise DeviceFault(f"{meminfo} does not say how much memory is available: is /proc mounted, and the kernel newer than 3.14?")
+    return 1024 * int(found[1])
+
+
+def _refuse_the_last(nbytes: int, available: int) -> None:
+    """Pinned memory is taken at once and never given back: better no slot than a kernel that chooses whom to kill. Raises DeviceFault."""
+    if available < nbytes + LEFT_OVER:
+        raise DeviceFault(
+            f"{nbytes / 1e9:.1f} GB of host memory for a copy of the weights cannot be had: {available / 1e9:.1f} GB are available, of which "
+            f"{LEFT_OVER / 1e9:.1f} are left for everything else. Every slot pins one copy for each set of exams and one for each of audit.anchored_runs: "
+            "give the machine more memory, stop what else uses it, or run fewer slots here")
 
 
 class Beside:
