@@ -20,7 +20,7 @@ import torch
 from crusades import hparams
 from crusades.bench.referee import audit as audits
 from crusades.bench.referee.anchored import fine_parts
-from crusades.bench.referee.calibrate import CalibrateConfig, exam_of, population
+from crusades.bench.referee.calibrate import CalibrateConfig, exam_of, population, shape_of
 from crusades.bench.referee.data import open_corpus
 from crusades.bench.referee.exam import ReferencePass, expected_of
 from crusades.bench.referee.lab import Lab, copies_for
@@ -111,9 +111,10 @@ def main() -> None:
     profile = hparams.load().profile(given.profile)
     config = CalibrateConfig(profile=profile, profile_name=given.profile, device=given.device, out=given.out.parent, submissions=tuple(given.submission))
     reference = load_reference(profile.model, given.device, None)
-    corpus = open_corpus(profile.data, reference.vocabulary, None)
-    variants = [v for v in population(config, reference.layout, reference.config, (0.005, 0.01, 0.02, 0.05)) if v.name in given.only]
-    variants += [v for v in population(config, reference.layout, reference.config, ()) if v.recipe.submission]
+    corpus = open_corpus(profile, reference.vocabulary, None)
+    shape = shape_of(reference.layout, reference.config)
+    variants = [v for v in population(config, shape, (0.005, 0.01, 0.02, 0.05)) if v.name in given.only]
+    variants += [v for v in population(config, shape, ()) if v.recipe.submission]
     copies, initial, started = copies_for(reference, profile.steps), None, time.monotonic()
     for number in range(int(first), int(last or first) + 1):
         exam, initial = exam_of(reference, corpus, profile, number, initial)

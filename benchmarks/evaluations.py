@@ -2,13 +2,13 @@
 
 Evaluates the same file N times on one slot, pre-warmed as the validator does, as N submissions that wait in one queue, and
 prints one JSON object: seconds from order to verdict, the referee's clock over the contestant's own (the referee's reads in
-neither), reads as a share of a run and in milliseconds, seconds per exam, the spread of the score, how many evaluations were so
-uneven that they were made once more, and where the referee's time went: `orders_s` by kind of order, `around_run_s` what a run
-takes beside its own time (restoring the weights, the first read, the result, the audit), `beyond_own_percent` all time of the
-judge's own on the device (exams, loading, around runs, reads and copies in them, anchored steps, cleaning up) over all time of
-the submissions' own (their warm-ups and timed runs), and the same for a queue of eight, which shares the exams that were
-prepared; `wall_beyond_own_percent` is all that passed from the first sandbox's start to the last verdict, whatever the device
-did, over the submissions' own.
+neither), reads as a share of a run and in milliseconds (each run's mean; of all runs the median and the worst), seconds per exam,
+the spread of the score, how many evaluations were so uneven that they were made once more, and where the referee's time went:
+`orders_s` by kind of order, `around_run_s` what a run takes beside its own time (restoring the weights, the first read, the
+result, the audit), `beyond_own_percent` all time of the judge's own on the device (exams, loading, around runs, reads and copies
+in them, anchored steps, cleaning up) over all time of the submissions' own (their warm-ups and timed runs), and the same for a
+queue of eight, which shares the exams that were prepared; `wall_beyond_own_percent` is all that passed from the first sandbox's
+start to the last verdict, whatever the device did, over the submissions' own.
 """
 
 from __future__ import annotations
@@ -87,6 +87,7 @@ def summary(config: BenchConfig, orders: dict[str, list[float]], verdicts: list[
         "clock_overhead_percent_median": statistics.median(overhead) if overhead else None, "clock_overhead_percent_worst": max(overhead, default=None),
         "read_percent_median": statistics.median(100 * r.read_seconds / r.seconds for r in runs) if runs else None,
         "read_ms_median": statistics.median(1e3 * r.read_seconds / steps for r in runs) if runs else None,
+        "read_ms_worst": max((1e3 * r.read_seconds / steps for r in runs), default=None),
         "excess_s_worst": max((r.excess_seconds for r in runs), default=None),
         **(share := judges_share(orders, verdicts)), "wall_beyond_own_percent": 100 * (measured["wall_s"] / share["own_s"] - 1), "score_mfu": scores,
         "score_cv_percent": 100 * statistics.stdev(scores) / statistics.mean(scores) if len(scores) > 1 else None,

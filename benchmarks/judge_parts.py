@@ -47,7 +47,7 @@ def main() -> None:
         return result
 
     reference = timed("load the model", load_reference, profile.model, given.device, None)
-    corpus = timed("open the corpus", open_corpus, profile.data, reference.vocabulary, None)
+    corpus = timed("open the corpus", open_corpus, profile, reference.vocabulary, None)
     initial = timed("draw new weights", reference.redraw, 1, repeat=2)
     timed("what is drawn for an exam", draw_exam, reference, corpus, profile, bytes(16), repeat=2)
     exam = timed("exam", prepare_exam, reference, corpus, profile, initial, repeat=3)

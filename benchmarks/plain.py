@@ -25,7 +25,7 @@ class Plain:
             raise SystemExit(f"there is no file {path}")
         self.profile, self.device = hparams.load().profile(profile), device
         self.reference = load_reference(self.profile.model, device, None)
-        self._corpus = open_corpus(self.profile.data, self.reference.vocabulary, None)
+        self._corpus = open_corpus(self.profile, self.reference.vocabulary, None)
         spec = importlib.util.spec_from_file_location("train", path)
         if spec is None or spec.loader is None:
             raise SystemExit(f"{path} is no Python file")

@@ -71,7 +71,7 @@ def world(folder: Path, *, vocabulary: int, layers: int, coordinates: int, colum
         audit=replace(shipped.audit, coordinates=coordinates, column_coordinates=columns, fine_cells=cells))  # fmt: skip
     reference = load_reference(profile.model, "cpu", None)
     initial = reference.redraw(1)
-    return World(profile, reference, prepare_exam(reference, open_corpus(profile.data, reference.vocabulary, None), profile, initial, b"0" * 16), initial)
+    return World(profile, reference, prepare_exam(reference, open_corpus(profile, reference.vocabulary, None), profile, initial, b"0" * 16), initial)
 
 
 def honest_step(w: World, batch: torch.Tensor) -> torch.Tensor:

@@ -88,7 +88,7 @@ def cool(profile: hparams.Profile) -> None:
     pynvml.nvmlInit()
     card = pynvml.nvmlDeviceGetHandleByIndex(0)
     reference = load_reference(profile.model, "cuda", None)
-    exam, initial = exam_of(reference, open_corpus(profile.data, reference.vocabulary, None), profile, 0)
+    exam, initial = exam_of(reference, open_corpus(profile, reference.vocabulary, None), profile, 0)
     lab = Lab(reference, profile, exam, initial)
     baseline = Recipe(submission=str(Path("examples/baseline.py")))
     for pause in (0, 0, 0, 0, 10, 0, 0, 40, 0):

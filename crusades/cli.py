@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from crusades.cli_flags import parser
-from crusades.errors import ConfigError, CrusadesError, DeviceFault, RefereeFault, SandboxFault, UsageError
+from crusades.errors import ConfigError, CrusadesError, DeviceFault, EnvironmentFault, RefereeFault, SandboxFault, UsageError
 from crusades.places import shipped
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def bench(arguments: Arguments) -> int:
     try:
         verdict = trio.run(_bench, arguments)
     except (SandboxFault, RefereeFault, DeviceFault) as error:
-        name = {SandboxFault: "sandbox", RefereeFault: "referee"}.get(type(error), "device")
+        name = {SandboxFault: "sandbox", EnvironmentFault: "environment", RefereeFault: "referee"}.get(type(error), "device")
         row = faults.fault(name)
         verdict = rejected(Reason(code=row.code, stage=Stage.LOAD, message=str(error), hint=row.advice))
     if arguments.json:
@@ -127,13 +127,25 @@ async def _bench(arguments: Arguments) -> Verdict:
 
 
 def choose_profile(hparams: HParams, profile: str | None, device: str) -> tuple[str, str]:
-    """Profile and device, where only one or none was given: the tiny one on a CPU, else the competition's."""
+    """Profile and device, where only one or none was given: the tiny one on a CPU, else the competition's.
+
+    Raises ConfigError where the profile is made for a card and none answers: on a CPU it would take all of the host's memory, so
+    that has to be said (`--device cpu`).
+    """
     from crusades import nvml
 
-    if device == "auto":
-        wants_cpu = profile is not None and hparams.profile(profile).device == "cpu"
+    asked, wants_cpu = device, profile is not None and hparams.profile(profile).device == "cpu"
+    if asked == "auto":
         device = "cuda:0" if not wants_cpu and nvml.devices() else "cpu"
-    return profile or (hparams.competition.dev_profile if device == "cpu" else hparams.competition.profile), device
+    name = profile or (hparams.competition.dev_profile if device == "cpu" else hparams.competition.profile)
+    if asked == "auto" and device == "cpu" and hparams.profile(name).device != "cpu":
+        raise ConfigError(f"profile {name} is made for a card, and none answers here: run this where one is (`crusades doctor` says what is missing), "
+                          f"or take a profile for a CPU ({_cpu_profiles(hparams)}), or say --device cpu if this machine has the memory and you the time")  # fmt: skip
+    return name, device
+
+
+def _cpu_profiles(hparams: HParams) -> str:
+    return ", ".join(f"--profile {name}" for name, profile in hparams.profiles.items() if profile.device == "cpu") or "hparams.toml has none"
 
 
 def submit(arguments: Arguments) -> int:
@@ -183,7 +195,10 @@ def calibrate(arguments: Arguments) -> int:
     from crusades.bench.referee.calibrate import calibrate as measure
 
     hparams = read_hparams(arguments)
-    profile, device = choose_profile(hparams, arguments.profile, arguments.device)
+    asked = arguments.device
+    if arguments.from_results and arguments.profile and asked == "auto":
+        asked = hparams.profile(arguments.profile).device  # nothing is measured: no card is needed for what was measured on one
+    profile, device = choose_profile(hparams, arguments.profile, asked)
     kind, index = parse_device(device)
     out, honest = Path(arguments.out or f"calibration-{profile}"), tuple(Path(path) for path in arguments.honest)
     if missing := [path for path in honest if not path.is_file()]:
@@ -201,8 +216,9 @@ def calibrate(arguments: Arguments) -> int:
     finally:
         card.close()
     if not complete:
-        print(f"stopped after {arguments.seconds:.0f} s; the same command goes on from {out}")
-        return 0
+        unwritten = "; no limits were written" if arguments.write else ""
+        print(f"incomplete: {arguments.seconds:g} s are over, and not all is measured{unwritten}; the same command goes on from {out}")
+        return 1
     return _calibrated(arguments, profile, out)
 
 

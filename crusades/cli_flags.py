@@ -133,7 +133,7 @@ def _for_operators(add: Add) -> None:
     command.add_argument("--each", type=_positive, default=0, metavar="N", help="at most N shortcuts of each dimension, small ones first (default: all)")
     command.add_argument("--only", action="append", default=[], metavar="TEXT", help="only variants with TEXT in their names that --out does not have yet, honest ones on the exams of --spread, too; may be repeated")
     command.add_argument("--honest", action="append", default=[], metavar="TRAIN_PY", help="an honest submission that joins the honest population; may be repeated")
-    command.add_argument("--seconds", type=float, default=0.0, metavar="S", help="stop after about this long, to be resumed (default: never)")
+    command.add_argument("--seconds", type=float, default=0.0, metavar="S", help="stop after about this long, but not before one variant is measured, with exit code 1 while not all is; the same command goes on (default: never)")
     command.add_argument("--from-results", action="store_true", help="measure nothing: limits and report from the results in --out, by today's rules")
     command.add_argument("--write", action="store_true", help="write the limits into hparams.toml when complete")
 

@@ -23,6 +23,7 @@ import trio
 
 from crusades import __version__
 from crusades.asyncio_bridge import open_bridge
+from crusades.bench.entries import must_be_cached
 from crusades.board import Board
 from crusades.chain_link import place
 from crusades.context import Context
@@ -84,9 +85,10 @@ async def run(config: DaemonConfig, *, task_status: trio.TaskStatus[Started] = t
             open_store(config.state_dir, bridge, settings.store) as store,
             open_chain(settings.chain, config.network, config.netuid, bridge, wallet=config.wallet) as chain,
         ):
-            reins.context = make_context(config, store, chain, is_dev=await is_dev(config, chain))
+            reins.context = ctx = make_context(config, store, chain, is_dev=await is_dev(config, chain))
+            must_be_cached(ctx.hparams.profile(ctx.profile_name), ctx.profile_name, config.cache_dir)
             await loaded.wait()
-            await serve(reins.context, config, task_status=task_status)
+            await serve(ctx, config, task_status=task_status)
         everything.cancel_scope.cancel()
 
 

@@ -68,6 +68,11 @@ class RefereeFault(CrusadesError):
     """The referee died, hung or broke protocol. Ours, never charged to a miner."""
 
 
+class EnvironmentFault(RefereeFault):
+    """The referee cannot work because model, data or cache are missing or damaged, or the settings do not fit this machine: it says
+    what a person has to do. Ours, never charged to a miner."""
+
+
 class DeviceFault(CrusadesError):
     """The card failed (ECC, Xid, lost from the bus, foreign process). Ours or the hardware's."""
 

@@ -83,7 +83,8 @@ _ROWS: tuple[Fault, ...] = (
     Fault(2003, "device", "the card failed or was used by another process", "see `nvidia-smi -q` and the slot page"),
     Fault(2004, "disk", "the validator's disk failed or is full", "free space in the state directory"),
     Fault(2005, "interrupted", "the validator stopped during the evaluation", "nothing: it goes on after a restart"),
-    Fault(2006, "environment", "model, data or hub cache are missing or damaged", "`crusades setup` repairs the cache"),
+    Fault(2006, "environment", "model, data or cache are missing or damaged, or the settings do not fit this machine",
+          "do what the message says; `crusades setup --profile NAME` fetches what is missing, with `--verify` also what has changed"),
     # --- 3xxx: the outside's
     Fault(3001, "host-down", "the host of the URL could not be asked", "tried again until the grace window ends"),
     Fault(3002, "chain-down", "the chain could not be asked", "tried again; add fallback endpoints"),

@@ -12,7 +12,7 @@ import trio
 
 from crusades import logs
 from crusades.context import Context, Judge
-from crusades.errors import CrusadesError, DeviceFault, RefereeFault, SandboxFault
+from crusades.errors import CrusadesError, DeviceFault, EnvironmentFault, RefereeFault, SandboxFault
 from crusades.faults import FAULTS, fault
 from crusades.records import Outcome, Reason, Stage, Status, Submission, rejected
 from crusades.slots import After, Memory, Mishap, Seat, after_mishap
@@ -35,7 +35,7 @@ class Reopen(Exception):
 
 def code_of(error: CrusadesError) -> int:
     """The row of the fault table for a fault of ours."""
-    names = {SandboxFault: "sandbox", RefereeFault: "referee", DeviceFault: "device"}
+    names = {SandboxFault: "sandbox", EnvironmentFault: "environment", RefereeFault: "referee", DeviceFault: "device"}
     return fault(next(name for kind, name in names.items() if isinstance(error, kind))).code
 
 

@@ -137,14 +137,24 @@ def must_hide(settings: hparams.HParams, state_dir: Path, wallets: Path) -> None
     must_not_show(contestant_policy(settings.sandbox).mounts, private)
 
 
+def must_have_cache(settings: hparams.HParams, profiles: Sequence[str]) -> None:
+    """Refuse to start without what `crusades setup` fetches: every referee would fail. Where only the node knows which profile
+    judges, the daemon looks once it has been asked: nobody should have to fetch the other one's gigabytes."""
+    from crusades.bench.entries import must_be_cached
+
+    if len(set(profiles)) == 1:
+        must_be_cached(settings.profile(profiles[0]), profiles[0], None)
+
+
 def configuration(arguments: argparse.Namespace) -> DaemonConfig:
     """Everything checked that can be checked before the chain is asked."""
     netuid = check_arguments(arguments)
     settings = hparams.load(arguments.hparams)
-    must_judge(settings, *profiles_of(arguments.network, settings))
+    profiles = profiles_of(arguments.network, settings)
+    must_judge(settings, *profiles)
+    must_have_cache(settings, profiles)
     with ThreadPoolExecutor(1) as apart:
         # The probes of the walls are processes of their own: they run, a second long, while this one imports the SDK.
-        profiles = profiles_of(arguments.network, settings)
         walls = apart.submit(must_have_walls, all(settings.profile(name).device == "cpu" for name in profiles))
         from crusades.chain import endpoints_of, open_wallet
         from crusades.daemon import DaemonConfig, Parts

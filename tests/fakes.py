@@ -77,7 +77,7 @@ def make_commitment(hotkey, block, source, *, uid=1, state=Status.REVEALED, netu
 class FakeJudge:
     """A slot that sleeps where the real one works. What it makes of a submission stands in the submission's own text:
 
-    `# mfu 41.5`, `# reject`, `# fault sandbox|referee|device` (once per word, then it passes), `# hang`.
+    `# mfu 41.5`, `# reject`, `# fault sandbox|referee|environment|device` (once per word, then it passes), `# hang`.
     """
 
     name: str = "cpu"
@@ -145,13 +145,13 @@ class FakeJudge:
         return Verdict(verdict=Outcome.ACCEPTED, message="accepted", score_mfu=float(words.get("mfu", "40")), runs=tuple(runs), device="fake device")
 
     def _raise_fault(self, job, words):
-        from crusades.errors import DeviceFault, RefereeFault, SandboxFault
+        from crusades.errors import DeviceFault, EnvironmentFault, RefereeFault, SandboxFault
 
         kind = words.get("fault")
         left = self.faults_left.setdefault(job.submission_id, int(words.get("times", "1")) if kind else 0)
         if kind and left > 0:
             self.faults_left[job.submission_id] = left - 1
-            raise {"sandbox": SandboxFault, "referee": RefereeFault, "device": DeviceFault}[kind](f"fake {kind} fault")
+            raise {"sandbox": SandboxFault, "referee": RefereeFault, "environment": EnvironmentFault, "device": DeviceFault}[kind](f"fake {kind} fault")
 
 
 def _orders(text):

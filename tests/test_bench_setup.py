@@ -1,13 +1,17 @@
 """`crusades setup` against a hub on loopback, with the real client: what it fetches, resumes, repairs, and says when it cannot."""
 
+import errno
 import gzip
 import json
+import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from fake_hub import running_hub
 
+from crusades.bench import entries
 from crusades.bench.link import start_referee
 from crusades.bench.referee import cache, setup_hub, setup_texts
 from crusades.bench.referee.data import open_corpus
@@ -15,7 +19,7 @@ from crusades.bench.referee.setup import SetupConfig, run_setup
 from crusades.errors import ConfigError
 from crusades.hparams import Data, Model, Profile
 
-MODEL = Model(hub="owner/net")
+MODEL, TINY = Model(hub="owner/net"), Model(config="qwen2-tiny")
 WEIGHTS = bytes(range(256)) * 2000
 
 
@@ -42,16 +46,19 @@ def point_at(monkeypatch, url):
     monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
 
 
+def profile_of(model, data=None):
+    return Profile(model=model, data=data or Data(), batch_size=2, sequence_length=8, steps=1)
+
+
 def setup(tmp_path, model=MODEL, data=None, **options):
     """Run it; returns (what lies where, what it said)."""
     told = []
-    profile = Profile(model=model, data=data or Data(), batch_size=2, sequence_length=8, steps=1)
-    return run_setup(SetupConfig("p", profile, cache_dir=tmp_path / "cache", on_progress=told.append, **options)), told
+    return run_setup(SetupConfig("p", profile_of(model, data), cache_dir=tmp_path / "cache", on_progress=told.append, **options)), told
 
 
 @pytest.fixture
 def folder(tmp_path):
-    return cache.model_folder(MODEL, tmp_path / "cache")
+    return entries.model_folder(MODEL, tmp_path / "cache")
 
 
 # ---------------------------------------------------------------------------------------------------- models
@@ -59,7 +66,7 @@ def folder(tmp_path):
 
 def test_a_model_is_fetched_without_pickles_and_sealed(hub, tmp_path, folder):
     setup(tmp_path)
-    entry = cache.open_entry(folder, "it", checksums=True)
+    entry = entries.open_entry(folder, "it", checksums=True)
     assert set(entry.files) == {"config.json", "model.safetensors"}
     assert entry.facts["commit"] == hub.commit("models/owner/net")
 
@@ -87,14 +94,14 @@ def test_a_half_filled_folder_is_not_taken_for_complete_while_the_hub_is_away(hu
     hub.status = 500
     with pytest.raises(setup_hub.HubFault, match="again"):
         setup(tmp_path)
-    assert not (folder / cache.MANIFEST).exists()
+    assert not (folder / entries.MANIFEST).exists()
 
 
 def test_what_arrives_damaged_is_not_sealed_and_comes_anew_next_time(hub, tmp_path, folder):
     hub.damage.add("model.safetensors")
     with pytest.raises(setup_hub.HubFault, match="did not arrive whole"):
         setup(tmp_path)
-    assert not (folder / cache.MANIFEST).exists()
+    assert not (folder / entries.MANIFEST).exists()
     hub.damage.clear()
     setup(tmp_path)
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
@@ -124,27 +131,48 @@ def test_verify_fetches_what_rotted(hub, tmp_path, folder):
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
     assert any("model.safetensors is damaged" in line for line in told)
     assert len(hub.downloads("model.safetensors")) == 1
-    cache.open_entry(folder, "it", checksums=True)
+    entries.open_entry(folder, "it", checksums=True)
 
 
 def test_a_file_that_is_gone_comes_back(hub, tmp_path, folder):
     setup(tmp_path)
     (folder / "config.json").unlink()
     setup(tmp_path)
-    cache.open_entry(folder, "it", checksums=True)
+    entries.open_entry(folder, "it", checksums=True)
 
 
 def test_behind_a_damaged_manifest_nothing_is_believed(hub, tmp_path, folder):
     setup(tmp_path)
     rot(folder / "model.safetensors")
-    (folder / cache.MANIFEST).write_bytes(b"{")
+    (folder / entries.MANIFEST).write_bytes(b"{")
     setup(tmp_path)
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
 
 
 def test_a_missing_entry_says_what_to_run(tmp_path):
-    with pytest.raises(ConfigError, match="crusades setup"):
-        cache.load_pretrained(MODEL, tmp_path / "cache")
+    with pytest.raises(ConfigError, match="run `crusades setup --profile p` to fetch it"):
+        cache.load_pretrained(MODEL, tmp_path / "cache", "p")
+
+
+def test_a_damaged_entry_says_what_to_run_for_this_profile(hub, tmp_path, folder):
+    setup(tmp_path)
+    rot(folder / "model.safetensors")
+    with pytest.raises(ConfigError, match="run `crusades setup --profile p --verify` to fetch that file again"):
+        cache.load_pretrained(MODEL, tmp_path / "cache", "p")
+    (folder / entries.MANIFEST).write_bytes(b"{")
+    with pytest.raises(ConfigError, match="run `crusades setup --profile p` to fetch it again"):
+        cache.load_pretrained(MODEL, tmp_path / "cache", "p")
+
+
+def test_a_file_that_the_disk_does_not_give_any_more_is_damage(hub, tmp_path, folder, monkeypatch):
+    setup(tmp_path)
+
+    def broken(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(entries, "digest", broken)
+    with pytest.raises(ConfigError, match="--verify"):
+        cache.load_pretrained(MODEL, tmp_path / "cache", "p")
 
 
 def test_a_cache_that_cannot_be_written_is_named(hub, tmp_path):
@@ -163,7 +191,7 @@ def test_a_referee_finds_the_cache_that_setup_fills(tmp_path, monkeypatch, named
     seen = {}
     monkeypatch.setattr("crusades.bench.link.subprocess.Popen", lambda *_, env, **__: seen.update(env))
     start_referee(tmp_path, None)
-    assert seen["CRUSADES_CACHE"] == str(cache.cache_root(None).absolute())
+    assert seen["CRUSADES_CACHE"] == str(entries.cache_root(None).absolute())
 
 
 # ---------------------------------------------------------------------------------------------------- the token
@@ -222,7 +250,7 @@ def test_a_wrong_name_is_the_settings_fault(hub, tmp_path, model, words):
         setup(tmp_path, model)
 
 
-@pytest.mark.parametrize("what", [{"model": MODEL}, {"model": Model(config="qwen2-tiny"), "data": Data(source="hub", dataset="owner/text", tokenizer="owner/net")}], ids=["model", "data"])
+@pytest.mark.parametrize("what", [{"model": MODEL}, {"model": TINY, "data": Data(source="hub", dataset="owner/text", tokenizer="owner/net")}], ids=["model", "data"])
 def test_an_unreachable_hub_is_a_fault_with_advice_and_no_traceback(tmp_path, monkeypatch, what):
     point_at(monkeypatch, "http://127.0.0.1:1")
     with pytest.raises(setup_hub.HubFault, match="check the network"):
@@ -232,17 +260,22 @@ def test_an_unreachable_hub_is_a_fault_with_advice_and_no_traceback(tmp_path, mo
 # ---------------------------------------------------------------------------------------------------- data
 
 
-@pytest.fixture(scope="session")
-def tokenizer(tmp_path_factory):
-    """A folder with a tokenizer of five words."""
+def save_tokenizer(folder, ids, **special):
+    """A tokenizer of whole words. What it does not know is "?" where it has one, else nothing at all."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = Tokenizer(models.WordLevel({"<end>": 0, "one": 1, "two": 2, "three": 3, "?": 4}, unk_token="?"))
+    words = Tokenizer(models.WordLevel(ids, unk_token="?") if "?" in ids else models.BPE(ids, []))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    found = tmp_path_factory.mktemp("tokenizer")
-    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", unk_token="?").save_pretrained(found)
-    return str(found)
+    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory):
+    """A folder with a tokenizer of five words."""
+    ids = {"<end>": 0, "one": 1, "two": 2, "three": 3, "?": 4}
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"), ids, eos_token="<end>", unk_token="?")
 
 
 def jsonl(*texts):
@@ -255,30 +288,30 @@ def dataset(hub, tokenizer):
     return Data(source="hub", dataset="owner/text", tokenizer=tokenizer)
 
 
-def tokens_of(tmp_path, data):
-    return list(np.fromfile(cache.data_folder(data, tmp_path / "cache") / "tokens.bin", dtype="<u4"))
+def tokens_of(tmp_path, data, model=TINY):
+    return list(np.fromfile(entries.data_folder(data, model, tmp_path / "cache") / "tokens.bin", dtype="<u4"))
 
 
 def test_the_texts_of_the_split_become_tokens_with_ends_between(dataset, tmp_path):
-    setup(tmp_path, Model(config="qwen2-tiny"), dataset)
+    setup(tmp_path, TINY, dataset)
     assert tokens_of(tmp_path, dataset) == [1, 2, 0, 3, 0, 2, 0]
 
 
 def test_tokens_say_which_commit_they_are_of(hub, dataset, tmp_path):
-    setup(tmp_path, Model(config="qwen2-tiny"), dataset)
-    entry = cache.open_entry(cache.data_folder(dataset, tmp_path / "cache"), "it")
+    setup(tmp_path, TINY, dataset)
+    entry = entries.open_entry(entries.data_folder(dataset, TINY, tmp_path / "cache"), "it")
     assert entry.facts == {"tokens": 7, "commit": hub.commit("datasets/owner/text"), "files": ["en/train-0.jsonl", "en/train-1.jsonl.gz"]}
 
 
 def test_no_more_tokens_are_kept_than_asked_for(hub, tokenizer, dataset, tmp_path):
     few = Data(source="hub", dataset="owner/text", tokenizer=tokenizer, max_tokens=3)
-    setup(tmp_path, Model(config="qwen2-tiny"), few)
+    setup(tmp_path, TINY, few)
     assert tokens_of(tmp_path, few) == [1, 2, 0]
 
 
 def test_a_split_that_is_not_there_takes_no_other(hub, tokenizer, dataset, tmp_path):
     with pytest.raises(ConfigError, match=r"split = 'validation'.*en/test-0\.jsonl"):
-        setup(tmp_path, Model(config="qwen2-tiny"), Data(source="hub", dataset="owner/text", tokenizer=tokenizer, split="validation"))
+        setup(tmp_path, TINY, Data(source="hub", dataset="owner/text", tokenizer=tokenizer, split="validation"))
 
 
 @pytest.mark.parametrize(("name", "word", "fits"), [
@@ -290,7 +323,7 @@ def test_a_split_is_a_word_of_its_own(name, word, fits):
 
 
 def test_another_revision_of_a_dataset_is_another_entry(tmp_path):
-    one, other = (cache.data_folder(Data(source="hub", dataset="owner/text", revision=r), tmp_path) for r in ("", "v2"))
+    one, other = (entries.data_folder(Data(source="hub", dataset="owner/text", revision=r), TINY, tmp_path) for r in ("", "v2"))
     assert one != other
 
 
@@ -298,7 +331,24 @@ def test_a_dataset_without_text_is_not_complete(hub, dataset, tmp_path):
     hub.files["datasets/owner/text"] = {"train.jsonl": b""}
     for _ in range(2):
         with pytest.raises(ConfigError, match="holds no text"):
-            setup(tmp_path, Model(config="qwen2-tiny"), dataset)
+            setup(tmp_path, TINY, dataset)
+
+
+def test_a_text_that_the_tokenizer_makes_nothing_of_is_not_called_empty(hub, tmp_path):
+    """Not even where an end-of-text id follows each: ends alone are nothing to learn from."""
+    strange = save_tokenizer(tmp_path / "strange", {"<end>": 0, "u": 1}, eos_token="<end>")
+    hub.files["datasets/owner/text"] = {"train.jsonl": jsonl("one two", "three", "one")}
+    data = Data(source="hub", dataset="owner/text", tokenizer=strange)
+    with pytest.raises(ConfigError, match=r"the tokenizer gave no ids for the 15 characters of owner/text; set `tokenizer`"):
+        setup(tmp_path, TINY, data)
+    assert not (entries.data_folder(data, TINY, tmp_path / "cache") / entries.MANIFEST).exists()
+
+
+def test_a_single_token_is_called_too_few(hub, tmp_path):
+    endless = save_tokenizer(tmp_path / "endless", {"one": 0, "?": 1}, unk_token="?")
+    hub.files["datasets/owner/text"] = {"train.jsonl": jsonl("one")}
+    with pytest.raises(ConfigError, match="owner/text makes 1 token, too few"):
+        setup(tmp_path, TINY, Data(source="hub", dataset="owner/text", tokenizer=endless))
 
 
 @pytest.mark.parametrize(("line", "words"), [
@@ -307,12 +357,12 @@ def test_a_dataset_without_text_is_not_complete(hub, dataset, tmp_path):
 def test_a_line_that_holds_no_text_names_its_place(hub, dataset, tmp_path, line, words):
     hub.files["datasets/owner/text"] = {"train.jsonl": line}
     with pytest.raises(ConfigError, match=words):
-        setup(tmp_path, Model(config="qwen2-tiny"), dataset)
+        setup(tmp_path, TINY, dataset)
 
 
 def test_an_empty_field_is_no_text(hub, dataset, tmp_path):
     hub.files["datasets/owner/text"] = {"train.jsonl": jsonl("one", None, "two")}
-    setup(tmp_path, Model(config="qwen2-tiny"), dataset)
+    setup(tmp_path, TINY, dataset)
     assert tokens_of(tmp_path, dataset) == [1, 0, 2, 0]
 
 
@@ -328,29 +378,27 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.txt").write_text("one two")
     with pytest.raises(ConfigError, match="holds no tokenizer"):
-        setup(tmp_path, Model(config="qwen2-tiny"), Data(source="files", paths=(str(tmp_path / "a.txt"),), tokenizer=str(tmp_path / "empty")))
+        setup(tmp_path, TINY, Data(source="files", paths=(str(tmp_path / "a.txt"),), tokenizer=str(tmp_path / "empty")))
 
 
 def test_random_weights_need_a_tokenizer_of_somebody_else(tmp_path):
     (tmp_path / "a.txt").write_text("one two")
     with pytest.raises(ConfigError, match="set `tokenizer`"):
-        setup(tmp_path, Model(config="qwen2-tiny"), Data(source="files", paths=(str(tmp_path / "a.txt"),)))
+        setup(tmp_path, TINY, Data(source="files", paths=(str(tmp_path / "a.txt"),)))
 
 
 def test_the_tokenizer_may_come_from_the_hub(hub, tokenizer, dataset, tmp_path):
-    from pathlib import Path
-
     hub.files["models/owner/words"] = {p.name: p.read_bytes() for p in Path(tokenizer).iterdir()}
     data = Data(source="hub", dataset="owner/text", tokenizer="owner/words")
-    setup(tmp_path, Model(config="qwen2-tiny"), data)
+    setup(tmp_path, TINY, data)
     assert tokens_of(tmp_path, data) == [1, 2, 0, 3, 0, 2, 0]
 
 
 def test_text_files_become_a_corpus(tokenizer, tmp_path):
     (tmp_path / "a.txt").write_text("one two three " * 20)
     data = Data(source="files", paths=(str(tmp_path / "a.txt"),), tokenizer=tokenizer)
-    setup(tmp_path, Model(config="qwen2-tiny"), data)
-    batch = open_corpus(data, 5, tmp_path / "cache").draw(b"s", 3, 8)
+    setup(tmp_path, TINY, data)
+    batch = open_corpus(profile_of(TINY, data), 5, tmp_path / "cache").draw(b"s", 3, 8)
     assert batch.shape == (3, 8)
     assert set(batch.flatten()) == {1, 2, 3}
 
@@ -358,28 +406,118 @@ def test_text_files_become_a_corpus(tokenizer, tmp_path):
 def test_a_changed_byte_in_the_tokens_is_found_when_they_are_opened(tokenizer, tmp_path):
     (tmp_path / "a.txt").write_text("one two three " * 20)
     data = Data(source="files", paths=(str(tmp_path / "a.txt"),), tokenizer=tokenizer)
-    setup(tmp_path, Model(config="qwen2-tiny"), data)
-    rot(cache.data_folder(data, tmp_path / "cache") / "tokens.bin")
+    setup(tmp_path, TINY, data)
+    rot(entries.data_folder(data, TINY, tmp_path / "cache") / "tokens.bin")
     with pytest.raises(ConfigError, match="damaged"):
-        open_corpus(data, 5, tmp_path / "cache")
+        open_corpus(profile_of(TINY, data), 5, tmp_path / "cache")
+
+
+# ---------------------------------------------------------------------------------------------------- which tokens are whose
+
+
+@pytest.fixture
+def text(tmp_path):
+    """A text, as a data section that takes the model's own tokenizer."""
+    (tmp_path / "a.txt").write_text("one two")
+    return Data(source="files", paths=(str(tmp_path / "a.txt"),))
+
+
+def model_of(folder, **ids):
+    """A model's folder, as far as its tokenizer goes."""
+    return Model(path=save_tokenizer(folder, {**ids, "?": 9}, unk_token="?"))
+
+
+def test_two_models_with_tokenizers_of_their_own_do_not_share_tokens(text, tmp_path):
+    first, second = model_of(tmp_path / "first", one=1, two=2), model_of(tmp_path / "second", one=7, two=8)
+    for model in (first, second):
+        setup(tmp_path, model, text)
+    assert [tokens_of(tmp_path, text, model) for model in (first, second)] == [[1, 2], [7, 8]]
+
+
+def test_a_models_tokenizer_that_was_changed_in_place_is_another(text, tmp_path):
+    model = model_of(tmp_path / "model", one=1, two=2)
+    setup(tmp_path, model, text)
+    model_of(tmp_path / "model", one=7, two=8, three=6)
+    setup(tmp_path, model, text)
+    assert tokens_of(tmp_path, text, model) == [7, 8]
+
+
+@pytest.mark.parametrize("model", [
+    {"hub": "owner/other"}, {"hub": "owner/net", "revision": "v2"}, {"package": "other"},
+], ids=lambda fields: "-".join(fields))  # fmt: skip
+def test_what_brings_the_tokenizer_is_part_of_the_name(text, tmp_path, model):
+    assert entries.data_folder(text, Model(**model), tmp_path) != entries.data_folder(text, MODEL, tmp_path)
+
+
+def test_a_tokenizer_that_is_named_makes_the_model_indifferent(tokenizer, text, tmp_path):
+    named = Data(source="files", paths=text.paths, tokenizer=tokenizer)
+    assert entries.data_folder(named, MODEL, tmp_path) == entries.data_folder(named, TINY, tmp_path)
+
+
+def test_a_text_that_was_edited_is_tokenised_anew(tokenizer, text, tmp_path):
+    data = Data(source="files", paths=text.paths, tokenizer=tokenizer)
+    setup(tmp_path, TINY, data)
+    file = tmp_path / "a.txt"
+    before = file.stat()
+    file.write_text("two one")  # of the same size, and within the same tick of a clock for all we know
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    with pytest.raises(ConfigError, match="run `crusades setup --profile p`"):
+        open_corpus(profile_of(TINY, data), 5, tmp_path / "cache", "p")
+    setup(tmp_path, TINY, data)
+    assert tokens_of(tmp_path, data) == [2, 1, 0]
+
+
+def test_another_column_of_a_dataset_is_another_entry(hub, tokenizer, tmp_path):
+    hub.files["datasets/owner/text"] = {"train.jsonl": b'{"text": "one", "body": "two"}'}
+    text, body = (Data(source="hub", dataset="owner/text", tokenizer=tokenizer, text_column=column) for column in ("text", "body"))
+    for data in (text, body):
+        setup(tmp_path, TINY, data)
+    assert (tokens_of(tmp_path, text), tokens_of(tmp_path, body)) == ([1, 0], [2, 0])
+
+
+def test_the_texts_of_another_python_are_another_entry(tmp_path, monkeypatch):
+    data = Data(source="files", paths=("python:pydoc_data.topics",))
+    ours = entries.data_folder(data, MODEL, tmp_path)
+    monkeypatch.setattr("platform.python_version", lambda: "3.99.0")
+    assert entries.data_folder(data, MODEL, tmp_path) != ours
+
+
+def test_a_dataset_with_a_tokenizer_of_the_hub_keeps_the_name_that_it_had(tmp_path):
+    """Else everybody would fetch it again."""
+    data = Data(source="hub", dataset="owner/text", dataset_config="en", revision="v2", tokenizer="owner/words")
+    assert entries.data_folder(data, MODEL, tmp_path).name == "owner-text--en--train--owner-words--20000000--v2-0a0789a9"
+
+
+def test_a_process_in_another_folder_finds_the_same_tokens(tokenizer, tmp_path, monkeypatch):
+    """The referee's working directory is its own."""
+    (tmp_path / "a.txt").write_text("one two")
+    model_of(tmp_path / "model", one=1, two=2)
+    relative = [profile_of(Model(path="model"), Data(source="files", paths=("a.txt", "python:json"), tokenizer=name)) for name in ("", "owner/words", os.path.relpath(tokenizer))]
+    here = [entries.data_folder(p.data, p.model, tmp_path) for p in relative]
+    whole = [entries.with_absolute_paths(p) for p in relative]
+    assert (whole[0].data.tokenizer, whole[1].data.tokenizer) == ("", "owner/words")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert [entries.data_folder(p.data, p.model, tmp_path) for p in whole] == here
+    assert len(set(here)) == 3
 
 
 @pytest.mark.parametrize("name", ["a.txt", "python:no_such_module", "python:json"])
 def test_a_text_that_is_not_there_is_named(tokenizer, tmp_path, name):
     with pytest.raises(ConfigError, match=name.split(":")[-1]):
-        setup(tmp_path, Model(config="qwen2-tiny"), Data(source="files", paths=(name,), tokenizer=tokenizer))
+        setup(tmp_path, TINY, Data(source="files", paths=(name,), tokenizer=tokenizer))
 
 
 @pytest.mark.parametrize("array", [np.zeros(9), np.zeros((3, 3), dtype=np.int32)], ids=["floats", "a matrix"])
 def test_a_token_file_that_is_no_row_of_integers_is_named(tmp_path, array):
     np.save(tmp_path / "x.npy", array)
     with pytest.raises(ConfigError, match=r"x\.npy.*one row of integers"):
-        open_corpus(Data(source="files", paths=(str(tmp_path / "x.npy"),)), 5, None)
+        open_corpus(profile_of(TINY, Data(source="files", paths=(str(tmp_path / "x.npy"),))), 5, None)
 
 
 def test_files_without_paths_are_a_wrong_setting(tmp_path):
     with pytest.raises(ConfigError, match="needs `paths`"):
-        open_corpus(Data(source="files"), 5, None)
+        open_corpus(profile_of(TINY, Data(source="files")), 5, None)
 
 
 # ---------------------------------------------------------------------------------------------------- packages

@@ -12,7 +12,7 @@ from crusades import cli, hparams
 from crusades.bench.referee import calibrate as cal
 from crusades.bench.referee.data import SyntheticCorpus
 from crusades.bench.referee.exam import prepare_exam
-from crusades.bench.referee.lab import Lab
+from crusades.bench.referee.lab import Lab, copies_for
 from crusades.bench.referee.models import load_reference
 from crusades.bench.referee.recipe import SIZES, Recipe, Variant
 from crusades.bench.referee.variants import everything
@@ -77,8 +77,13 @@ def test_a_line_that_a_crash_cut_short_is_measured_again(calibrate, log):
 def test_when_the_time_is_up_no_further_exam_is_prepared(calibrate, monkeypatch):
     prepared = []
     monkeypatch.setattr(cal, "prepare_exam", lambda *a: prepared.append(1) or prepare_exam(*a))
-    assert calibrate(seconds=1e-9, exams=3) == (False, [])
-    assert prepared == []
+    assert calibrate(seconds=1e-9, only=("eager",), exams=3) == (False, ["eager"])
+    assert prepared == [1]
+
+
+def test_calls_that_are_too_short_for_anything_come_to_an_end_all_the_same(calibrate):
+    assert [calibrate(seconds=1e-9) for _ in range(len(FEW))] == [(False, ["eager"]), (False, ["micro-batch 2"]), (True, ["nothing in the last step"])]
+    assert calibrate(seconds=1e-9) == (True, [])
 
 
 def test_the_number_of_shortcuts_of_a_dimension_can_be_bounded(calibrate, monkeypatch):
@@ -87,9 +92,13 @@ def test_the_number_of_shortcuts_of_a_dimension_can_be_bounded(calibrate, monkey
     assert calibrate(each=1) == (True, ["eager", "micro-batch 2", "nothing in the last step", "other"])
 
 
-def test_a_second_exam_measures_honest_work_alone(calibrate):
+def test_a_second_exam_measures_honest_work_and_the_smallest_shortcut_of_each_kind_and_a_third_honest_work_alone(calibrate, monkeypatch):
+    larger = Variant("larger", "shortcut", Recipe(no_update=(0,)), FEW[2].dimension, FEW[2].work + 0.1, FEW[2].choice)
+    other = Variant("unseen", "shortcut", Recipe(stale=(1,)), FEW[2].dimension, FEW[2].work + 0.2, "least visible")
+    monkeypatch.setattr(cal, "everything", lambda *_, **__: [*FEW, larger, other])
     calibrate()
-    assert calibrate(exams=2) == (True, ["eager", "micro-batch 2"])
+    assert calibrate(exams=2) == (True, ["eager", "micro-batch 2", "nothing in the last step", "unseen"])
+    assert calibrate(exams=3) == (True, ["eager", "micro-batch 2"])
 
 
 def test_exams_of_the_spread_measure_the_widest_honest_variants_and_only_once(calibrate, monkeypatch):
@@ -103,7 +112,8 @@ def test_exams_of_the_spread_measure_the_widest_honest_variants_and_only_once(ca
 
 
 def test_only_what_is_named_is_measured_on_the_exams_of_the_spread_too(calibrate):
-    assert calibrate(only=("micro", "nothing"), spread=1) == (True, ["micro-batch 2", "nothing in the last step", "micro-batch 2"])
+    both = ["micro-batch 2", "nothing in the last step"]
+    assert calibrate(only=("micro", "nothing"), spread=2) == (True, [*both, *both, "micro-batch 2"])
 
 
 def test_a_name_that_no_variant_has_is_an_error_that_says_which_there_are(calibrate):
@@ -120,7 +130,7 @@ def test_there_is_nothing_to_write_before_there_are_honest_results(calibrate, tm
 def test_in_joined_files_the_last_line_of_a_variant_and_exam_counts(calibrate, log):
     calibrate()
     lines = log.read_bytes().splitlines(keepends=True)
-    again = json.loads(lines[1]) | {"seconds": 99.0}
+    again = json.loads(lines[-1]) | {"seconds": 99.0}
     log.write_bytes(b"".join([*lines, lines[0], json.dumps(again).encode() + b"\n"]))
     found = cal.read_results(log)
     assert len(found) == len(FEW)
@@ -136,6 +146,31 @@ def test_limits_and_report_are_made_anew_from_results_alone(calibrate, profile, 
     monkeypatch.setattr(cal, "load_reference", None)
     cal.rewrite(cal.CalibrateConfig(profile_name="tiny", profile=profile, device="cpu", out=out))
     assert {name: (out / name).read_bytes() for name in made} == made
+
+
+def test_a_report_that_is_written_anew_keeps_the_day_of_the_measurement_until_there_are_more_results(calibrate, profile, tmp_path, monkeypatch):
+    def day():
+        return (tmp_path / "out" / "report.md").read_text().splitlines()[2].split(", ")[-2]
+
+    monkeypatch.setattr(cal.time, "strftime", lambda _: "2001-02-03")
+    calibrate()
+    monkeypatch.setattr(cal.time, "strftime", lambda _: "2004-05-06")
+    cal.rewrite(cal.CalibrateConfig(profile_name="tiny", profile=profile, device="cpu", out=tmp_path / "out"))
+    assert day() == "2001-02-03"
+    calibrate(exams=2)
+    assert day() == "2004-05-06"
+
+
+def test_what_was_not_measured_is_listed_where_the_architecture_lies_with_weights_that_are_not_at_hand(calibrate, profile, tmp_path, monkeypatch):
+    calibrate()
+    more = [*FEW, Variant("one more", "shortcut", Recipe(no_update=(0,)), "steps", 0.1, "random")]
+    asked = []
+    monkeypatch.setattr(cal, "everything", lambda steps, layers, batch, **rest: asked.append((layers, rest["heads"], rest["matrices"])) or list(more))
+    elsewhere = msgspec.structs.replace(profile, model=msgspec.structs.replace(profile.model, config="", package="some_weights"))
+    monkeypatch.setattr(cal, "open_results", lambda log, *_: cal.read_results(log))
+    cal.rewrite(cal.CalibrateConfig(profile_name="tiny", profile=elsewhere, device="cpu", out=tmp_path / "out"))
+    assert "- one more" in (tmp_path / "out" / "report.md").read_text().partition("## Not measured")[2]
+    assert asked == [(4, 4, 28)]
 
 
 def test_results_of_a_card_can_be_rewritten_where_there_is_none(calibrate, profile, tmp_path, monkeypatch):
@@ -223,7 +258,7 @@ def lab(profile):
 LATE = [v for v in everything(STEPS, 4, 4, cuda=False, low_precision=False, heads=4, matrices=28, sizes=(0.1,)) if v.recipe.first > 1]
 
 
-@pytest.mark.parametrize("variant", {v.dimension: v for v in LATE if not v.recipe.micro}.values(), ids=lambda v: v.name)
+@pytest.mark.parametrize("variant", {v.dimension: v for v in LATE if not v.recipe.micro and not v.recipe.early}.values(), ids=lambda v: v.name)
 def test_a_shared_start_changes_nothing_that_is_measured(lab, variant):
     alone = Lab(lab.reference, lab.profile, lab.exam, lab.initial, keep_previous=variant.keep_previous)
     shared = Lab(lab.reference, lab.profile, lab.exam, lab.initial, keep_previous=variant.keep_previous, states=lab.states)
@@ -245,7 +280,7 @@ def test_recorded_results_keep_their_names(name, layers, heads, matrices):
 def test_a_variant_acts_from_its_first_step_on_and_not_before(lab):
     """`first` is a promise: the gradients of the steps before it are those of plain training."""
     for variant in LATE:
-        one = Lab(lab.reference, lab.profile, lab.exam, lab.initial, keep_previous=variant.keep_previous)
+        one = Lab(lab.reference, lab.profile, lab.exam, lab.initial, keep_previous=variant.keep_previous, copies=copies_for(lab.reference, STEPS))
         (error,) = (m.values for m in one.measure(variant.recipe)[0] if m.name == "gradient_error")
         assert max(error[: variant.recipe.first]) < 1e-4, variant.name
 

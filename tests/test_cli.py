@@ -13,7 +13,8 @@ import pytest
 
 from crusades import cli, cli_flags, nvml
 from crusades import hparams as hparams_module
-from crusades.errors import ChainError, ConfigError, MustNotRestart, SandboxFault, UsageError
+from crusades.errors import ChainError, ConfigError, DeviceFault, EnvironmentFault, MustNotRestart, RefereeFault, SandboxFault, UsageError
+from crusades.faults import FAULTS
 from crusades.records import Outcome, Overview, Page, Reason, Stage, Status, Submission, Verdict, WeightsView
 
 ROOT = Path(__file__).parent.parent
@@ -197,6 +198,14 @@ def test_bench_exit_code_and_json(result, code, word, monkeypatch, capsys):
     assert {"code", "rule", "stage", "message", "measured", "limit", "score_mfu", "runs", "device", "model", "rules_version", "environment"} <= set(document)
 
 
+@pytest.mark.parametrize(("kind", "code"), [(SandboxFault, 2001), (RefereeFault, 2002), (DeviceFault, 2003), (EnvironmentFault, 2006)])
+def test_bench_names_the_row_of_a_fault_of_ours_and_what_to_do(kind, code, monkeypatch, capsys):
+    bench_returns(monkeypatch, kind("model net is not in the cache"))
+    assert cli.main(["bench", "train.py", "--json"]) == 3
+    document = json.loads(capsys.readouterr().out)
+    assert (document["code"], document["hint"]) == (code, FAULTS[code].advice)
+
+
 def test_bench_in_words_names_rule_measure_and_limit(monkeypatch, capsys):
     bench_returns(monkeypatch, REJECTED)
     assert cli.main(["bench", "train.py"]) == 1
@@ -213,11 +222,32 @@ def test_bench_in_words_names_rule_measure_and_limit(monkeypatch, capsys):
         (None, "cpu", 1, ("tiny", "cpu")),
         ("tiny", "auto", 1, ("tiny", "cpu")),
         ("qwen2.5-3b", "cuda:1", 2, ("qwen2.5-3b", "cuda:1")),
+        ("qwen2.5-3b", "cpu", 0, ("qwen2.5-3b", "cpu")),
     ],
 )
 def test_profile_and_device_that_are_not_given_are_chosen(profile, device, cards, wanted, monkeypatch):
     monkeypatch.setattr(nvml, "devices", lambda *_: (None,) * cards)
     assert cli.choose_profile(hparams_module.load(ROOT / "hparams.toml"), profile, device) == wanted
+
+
+@pytest.mark.parametrize("words", [["bench", "train.py"], ["calibrate"]])
+def test_a_profile_for_a_card_is_refused_where_none_answers(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(nvml, "devices", lambda *_: ())
+    monkeypatch.setattr("crusades.bench.local.run_bench", lambda *_: pytest.fail("it was begun"))
+    monkeypatch.setattr("crusades.bench.referee.calibrate.calibrate", lambda *_: pytest.fail("it was begun"))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*words, "--profile", "qwen2.5-3b", "--hparams", str(ROOT / "hparams.toml")]) == 2
+    said = capsys.readouterr().err
+    for word in ("profile qwen2.5-3b is made for a card, and none answers here", "--profile tiny", "--profile smol", "--device cpu"):
+        assert word in said
+
+
+def test_a_dev_profile_for_a_card_is_refused_too(monkeypatch):
+    monkeypatch.setattr(nvml, "devices", lambda *_: ())
+    loaded = hparams_module.load(ROOT / "hparams.toml")
+    loaded = msgspec.structs.replace(loaded, competition=msgspec.structs.replace(loaded.competition, dev_profile="qwen2.5-3b"))
+    with pytest.raises(ConfigError, match=r"profile qwen2\.5-3b is made for a card"):
+        cli.choose_profile(loaded, None, "auto")
 
 
 # ------------------------------------------------------------------------------------------------ status
@@ -301,3 +331,43 @@ def test_calibrate_says_in_a_sentence_that_a_device_is_not_there(tmp_path, capsy
     assert cli.main(["calibrate", "--profile", "tiny", "--device", device, "--out", str(tmp_path / "out")]) == code
     assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def measures(monkeypatch):
+    """Instead of a calibration; `calls` has what was asked for, `complete` is its answer."""
+
+    class Measures:
+        def __init__(self):
+            self.calls, self.complete = [], True
+
+        def __call__(self, config):
+            self.calls.append(config)
+            return self.complete
+
+    found = Measures()
+    monkeypatch.setattr("crusades.bench.referee.calibrate.calibrate", found)
+    monkeypatch.setattr("crusades.bench.referee.calibrate.rewrite", found)
+    monkeypatch.setattr(nvml, "devices", lambda *_: ())
+    for name in ("CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("complete", "flags", "code", "words"),
+    [
+        (True, [], 0, "report: "),
+        (False, [], 1, "incomplete: 0.5 s are over, and not all is measured; the same command goes on from "),
+        (False, ["--write"], 1, "not all is measured; no limits were written; the same command goes on from "),
+    ],
+)
+def test_a_calibration_says_whether_it_is_complete(complete, flags, code, words, measures, tmp_path, capsys):
+    measures.complete = complete
+    assert cli.main(["calibrate", "--profile", "tiny", "--seconds", "0.5", "--out", str(tmp_path), *flags]) == code
+    assert words in capsys.readouterr().out
+
+
+def test_what_was_measured_on_a_card_is_rewritten_where_none_answers(measures, tmp_path):
+    assert cli.main(["calibrate", "--profile", "qwen2.5-3b", "--from-results", "--out", str(tmp_path)]) == 0
+    assert [config.device for config in measures.calls] == ["cuda"]

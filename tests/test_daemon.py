@@ -412,7 +412,7 @@ async def test_a_rejection_is_the_judges_verdict(house, autojump_clock):
     assert house.chain.sent == []
 
 
-@pytest.mark.parametrize("kind", ["sandbox", "referee", "device"])
+@pytest.mark.parametrize("kind", ["sandbox", "referee", "environment", "device"])
 async def test_a_fault_of_ours_is_tried_again_and_costs_the_miner_nothing(house, kind, autojump_clock):
     id_ = commit(house, f"# mfu 40\n# fault {kind}")
     async with house.running():
@@ -420,7 +420,7 @@ async def test_a_fault_of_ours_is_tried_again_and_costs_the_miner_nothing(house,
     assert detail.submission.status is Status.SCORED
     assert detail.submission.attempts == 2
     codes = [step.reason.code for step in detail.transitions if step.reason]
-    assert codes == [{"sandbox": 2001, "referee": 2002, "device": 2003}[kind]]
+    assert codes == [{"sandbox": 2001, "referee": 2002, "device": 2003, "environment": 2006}[kind]]
 
 
 async def test_faults_without_end_make_it_faulted_and_never_rejected(house, autojump_clock):

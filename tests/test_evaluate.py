@@ -16,7 +16,7 @@ from crusades.bench import protocol as p
 from crusades.bench import slot as slot_module
 from crusades.bench.contestant import Contestant
 from crusades.bench.link import RefereeLink, start_referee
-from crusades.errors import DeviceFault, RefereeFault, SandboxFault
+from crusades.errors import DeviceFault, EnvironmentFault, RefereeFault, SandboxFault
 from crusades.nvml import LATE
 from crusades.records import Reason, Stage
 from crusades.sandbox.box import ExitStatus
@@ -266,11 +266,12 @@ async def test_the_report_names_the_driver_of_the_card(tmp_path):
     assert (await make_slot(tmp_path, card=card).evaluate(make_job())).environment["driver"] == "570.86"
 
 
-@pytest.mark.parametrize(("code", "kind"), [(2001, SandboxFault), (2002, RefereeFault), (2003, DeviceFault)])
+@pytest.mark.parametrize(("code", "kind"), [(2001, SandboxFault), (2002, RefereeFault), (2003, DeviceFault), (2006, EnvironmentFault)])
 async def test_the_referees_code_says_whose_failure_it_was_whatever_the_words(tmp_path, code, kind):
     error = p.RefereeError(message="a word like harness proves nothing", code=code)
-    with pytest.raises(kind):
+    with pytest.raises(kind) as caught:
         await make_slot(tmp_path, FakeReferee(PrepareExams=error)).evaluate(make_job())
+    assert type(caught.value) is kind
 
 
 # ------------------------------------------------------------------------------------------------ exams

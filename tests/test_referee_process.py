@@ -1,5 +1,6 @@
 """The referee's process: what it has left before torch starts, and that it never outlives its daemon."""
 
+import dataclasses
 import fcntl
 import os
 import select
@@ -17,6 +18,7 @@ from evaluate_kit import make_job, make_slot
 from crusades import hparams
 from crusades.bench import protocol as p
 from crusades.bench.link import start_referee
+from crusades.errors import EnvironmentFault
 
 ROOT = Path(__file__).parent.parent
 NOBODY = 65534
@@ -70,6 +72,18 @@ async def busy_with_exams(referee, wanted):
     while not referee._owed or unread(referee._socket):  # its order is still in the socket
         assert time.monotonic() < deadline
         await trio.sleep(0.01)
+
+
+async def test_a_referee_without_its_cache_says_what_to_run(tmp_path, monkeypatch):
+    """In a cold slot, as `crusades bench` and the validator meet it. A text is looked for where they are, not where the referee is."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("one two")
+    data = hparams.Data(source="files", paths=("a.txt",), tokenizer="owner/words")
+    slot = make_slot(tmp_path / "slot", data=data)
+    slot.config = dataclasses.replace(slot.config, cache_dir=tmp_path / "cache")
+    with pytest.raises(EnvironmentFault, match=r"^the cache lacks the tokens of .*; run `crusades setup --profile tiny` to fetch"):
+        await slot.start()
+    await slot.stop()
 
 
 async def test_an_evaluation_that_is_cancelled_waits_for_no_order(tmp_path):

@@ -45,8 +45,48 @@ def test_another_failure_has_no_peak(channel):
     assert (reason.code, reason.measured, reason.message) == (1302, None, "ValueError: x")
 
 
-def test_the_harness_tells_its_peak():
-    program = "import sys, json; sys.path.insert(0, sys.argv[1]); import harness; print(json.dumps(harness.failure_of(MemoryError('no'), 'run', 'train.py').fields))"
-    told = json.loads(subprocess.run([sys.executable, "-I", "-c", program, str(INSIDE)], check=True, capture_output=True, text=True).stdout)
-    assert (told["kind"], told["message"]) == ("memory", "MemoryError: no")
+FAILURE = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import harness, torch
+try:
+    exec(sys.argv[2])
+except BaseException as error:
+    print(json.dumps(harness.failure_of(error, "run", "train.py").fields))
+"""
+
+
+def told_of(source):
+    """What the harness would say of a submission that does this."""
+    return json.loads(subprocess.run([sys.executable, "-I", "-c", FAILURE, str(INSIDE), source], check=True, capture_output=True, text=True).stdout)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("raise MemoryError('no')", "MemoryError: no"),
+        ("bytearray(1 << 60)", "MemoryError"),
+        ("torch.empty(1 << 45)", "DefaultCPUAllocator: can't allocate memory"),
+        ("torch.ones(4, 1).expand(4, 1 << 43).contiguous()", "DefaultCPUAllocator: can't allocate memory"),
+        ("raise torch.OutOfMemoryError('CUDA out of memory.')", "CUDA out of memory."),
+    ],
+)
+def test_the_harness_tells_its_peak(channel, source, words):
+    told = told_of(source)
+    assert told["kind"] == "memory"
+    assert words in told["message"]
     assert 50 << 20 < told["peak_memory"] < 50 << 30
+    reason = reason_of(channel, p.Failed(**told))
+    assert reason.code == 1305
+    assert f"out of memory after a peak of {told['peak_memory'] / 2**30:.2f} GiB" in reason.message
+
+
+@pytest.mark.parametrize("source", ["raise RuntimeError('no')", "torch.ones(2) @ torch.ones(3)", "raise ValueError('DefaultCPUAllocator: no')"])
+def test_what_failed_for_another_reason_is_not_called_out_of_memory(source):
+    told = told_of(source)
+    assert (told["kind"], told["peak_memory"]) == ("exception", None)
+
+
+def test_where_a_card_has_memory_and_the_host_has_none_the_peak_is_the_hosts():
+    assert told_of("torch.cuda.is_initialized = lambda: True; torch.cuda.max_memory_allocated = lambda: 7; torch.empty(1 << 45)")["peak_memory"] > 50 << 20
+    assert told_of("torch.cuda.is_initialized = lambda: True; torch.cuda.max_memory_allocated = lambda: 7; raise torch.OutOfMemoryError('CUDA')")["peak_memory"] == 7

@@ -1,15 +1,23 @@
 """The entry point: flags, what is refused before anything starts, and exit codes that systemd acts on."""
 
 import argparse
+import dataclasses
 import errno
 import os
+import subprocess
 import sys
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import pytest
+import trio
+from daemon_house import House
 
 from crusades import hparams, validator
+from crusades.bench import entries
+from crusades.daemon import run
 from crusades.errors import ChainError, ConfigError, MustNotRestart, StateLocked, StoreError
 
 FLAGS = ["--accept-empty-state", "--accept-foreign-weights", "--help", "--hparams", "--json-logs", "--netuid", "--network", "--state-dir", "--version",
@@ -120,6 +128,97 @@ def test_what_submissions_would_see_refuses_the_start(flag, tmp_path):
     places = {"--state-dir": tmp_path, "--wallet.path": tmp_path} | {flag: Path(sys.base_prefix) / "lib"}
     with pytest.raises(ConfigError, match=flag):
         validator.must_hide(hparams.load(), places["--state-dir"], places["--wallet.path"])
+
+
+# ---------------------------------------------------------------------------------------------------- the cache
+
+
+def fetched(profile="fetched"):
+    """Settings whose profile, the competition's and the dev one, needs a model and tokens that `crusades setup` fetches."""
+    loaded, replace = hparams.load(), msgspec.structs.replace
+    tiny = loaded.profile("tiny")
+    needy = replace(tiny, model=hparams.Model(hub="owner/net"), data=hparams.Data(source="hub", dataset="owner/text"))
+    return replace(loaded, profiles={**loaded.profiles, profile: needy}, competition=replace(loaded.competition, profile=profile))
+
+
+def fill(folder):
+    """An entry as `crusades setup` leaves it, but for checksums, which nobody is to compare here."""
+    folder.mkdir(parents=True)
+    (folder / "file").write_bytes(b"1234")
+    (folder / entries.MANIFEST).write_bytes(msgspec.json.encode(entries.Entry(what="it", files={"file": (4, "")})))
+    return folder / "file"
+
+
+@pytest.fixture
+def cached(tmp_path, monkeypatch):
+    """The folders of model and tokens in an empty cache."""
+    monkeypatch.setenv("CRUSADES_CACHE", str(tmp_path / "cache"))
+    profile = fetched().profile()
+    return entries.model_folder(profile.model, None), entries.data_folder(profile.data, profile.model, None)
+
+
+@pytest.mark.parametrize("lacks", [0, 1])
+def test_a_cache_that_lacks_something_stops_the_start_and_says_what_fills_it(cached, lacks, monkeypatch):
+    monkeypatch.setattr(entries, "digest", None)  # gigabytes are not read here
+    for folder in cached[:lacks]:
+        fill(folder)
+    with pytest.raises(ConfigError, match=f"lacks {('model owner/net', 'the tokens of owner/text')[lacks]} .*; run `crusades setup --profile fetched`"):
+        validator.must_have_cache(fetched(), ("fetched",))
+    for folder in cached[lacks:]:
+        file = fill(folder)
+    validator.must_have_cache(fetched(), ("fetched",))
+    file.write_bytes(b"12")
+    with pytest.raises(ConfigError, match="run `crusades setup --profile fetched --verify`"):
+        validator.must_have_cache(fetched(), ("fetched",))
+
+
+def test_without_its_cache_the_command_ends_as_a_wrong_setting_does(cached, tmp_path, monkeypatch, capfd):
+    settings = fetched()
+    monkeypatch.setattr(hparams, "load", lambda _: settings)
+    assert validator.main(["--network", "finney", "--netuid", "1", "--state-dir", str(tmp_path / "state")]) == 2
+    said = capfd.readouterr().err
+    assert "`crusades setup --profile fetched`" in said
+    assert "Traceback" not in said
+
+
+def test_where_only_the_node_knows_the_profile_no_other_ones_cache_is_asked_for(cached):
+    settings = fetched()
+    validator.must_have_cache(settings, validator.profiles_of("ws://127.0.0.1:9944", settings))
+    with pytest.raises(ConfigError, match="crusades setup"):
+        validator.must_have_cache(settings, validator.profiles_of("finney", settings))
+
+
+@pytest.mark.parametrize("is_dev", [True, False])
+async def test_once_the_node_has_said_it_the_cache_of_its_profile_is(cached, tmp_path, monkeypatch, is_dev):
+    """The dev profile needs none: then everything goes on."""
+    house = House(tmp_path)
+    house.settings, house.chain.is_dev = fetched(), is_dev
+
+    @asynccontextmanager
+    async def chain(*_args, **_kwargs):
+        yield house.chain
+
+    async def check():
+        return SimpleNamespace(is_dev=is_dev)
+
+    async def served(*_args, **_kwargs):
+        raise StoreError("as far as it should come")
+
+    monkeypatch.setattr("crusades.chain.open_chain", chain)
+    monkeypatch.setattr("crusades.daemon._load_early", lambda: None)
+    monkeypatch.setattr("crusades.daemon.serve", served)
+    monkeypatch.setattr(house.chain, "check", check)
+    config = dataclasses.replace(house.config(trio.Event()), network="ws://node.example")
+    with pytest.raises(ExceptionGroup) as caught:
+        await run(config)
+    [error] = validator.leaves(caught.value)
+    assert (type(error), "--profile fetched" in str(error)) == ((StoreError, False) if is_dev else (ConfigError, True))
+
+
+def test_looking_into_the_cache_takes_no_torch():
+    code = "import sys; from crusades import hparams, validator; validator.must_have_cache(hparams.load(), ('tiny',)); print(sorted({'torch', 'numpy', 'transformers'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_a_systemd_credential_is_linked_to_where_the_sdk_looks(tmp_path):

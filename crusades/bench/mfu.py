@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from statistics import median
 
 import msgspec
 
 PEAK_TFLOPS: dict[str, float] = {
-    # Dense bf16 tensor-core peaks from NVIDIA's data sheets, in TFLOP/s; longest match on the device's name wins.
+    # Dense bf16 tensor-core peaks from NVIDIA's data sheets, in TFLOP/s; by the words of the name that its driver gives (`table_peak`).
     "NVIDIA B200": 2250.0,
     "NVIDIA GB200": 2500.0,
     "NVIDIA H200": 989.4,
@@ -26,6 +27,10 @@ PEAK_TFLOPS: dict[str, float] = {
     "NVIDIA GeForce RTX 3090": 71.0,
 }
 
+FORMS = frozenset({"pcie", "sxm", "sxm4", "sxm5", "40gb", "80gb", "hbm3", "generation"})
+"""Words that a driver adds to a card's name and that leave its peak alone, or not: then the table has both. Whatever else is added
+names another card ("Ti", "D", "NVL", "Laptop GPU"), a part of one ("MIG 3g.40gb", "48Q") or one made for one customer ("64GB")."""
+
 
 class Peak(msgspec.Struct, frozen=True):
     """A device's dense peak and where the number comes from."""
@@ -36,9 +41,15 @@ class Peak(msgspec.Struct, frozen=True):
 
 
 def table_peak(device: str) -> float | None:
-    """Data-sheet peak in TFLOP/s of a device by its name; None when unknown."""
-    matches = [name for name in PEAK_TFLOPS if device.startswith(name)]
+    """Data-sheet peak in TFLOP/s of a device by its name; None when unknown. The name must have all words of the table's and beside
+    them none but `FORMS`: a score is a share of this number, and a measured peak, which says so, beats one of another card."""
+    told = _words(device)
+    matches = [name for name in PEAK_TFLOPS if _words(name) <= told and told - _words(name) <= FORMS]
     return PEAK_TFLOPS[max(matches, key=len)] if matches else None
+
+
+def _words(name: str) -> frozenset[str]:
+    return frozenset(re.split(r"[ -]+", name.strip().lower()))
 
 
 def flops_per_token(parameters: int, *, layers: int = 0, hidden: int = 0, sequence_length: int = 0, attention: bool = False) -> float:

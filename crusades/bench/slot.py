@@ -21,8 +21,9 @@ import trio
 from crusades.bench import protocol as p
 from crusades.bench.card import MOST_VOIDS, Card
 from crusades.bench.contestant import Contestant, Started, start_contestant
+from crusades.bench.entries import with_absolute_paths
 from crusades.bench.link import RefereeLink, start_referee
-from crusades.errors import CrusadesError, DeviceFault, RefereeFault, SandboxFault
+from crusades.errors import CrusadesError, DeviceFault, EnvironmentFault, RefereeFault, SandboxFault
 from crusades.faults import fault
 from crusades.hparams import HParams, Profile
 from crusades.records import SlotView
@@ -91,7 +92,7 @@ class DeviceSlot:
     # ---------------------------------------------------------------- life
 
     async def start(self) -> None:
-        """Take the card, start the referee and let it load the model. Raises RefereeFault, DeviceFault or ConfigError."""
+        """Take the card, start the referee and let it load the model. Raises RefereeFault (EnvironmentFault where a person must act) or DeviceFault."""
         await trio.to_thread.run_sync(self._card.open)
         shutil.rmtree(self.config.workdir, ignore_errors=True)
         self.config.workdir.mkdir(parents=True)
@@ -101,7 +102,7 @@ class DeviceSlot:
     async def _start_referee(self) -> None:
         self._say("warming", "loading the model")
         self._referee = start_referee(self.config.workdir, self.config.index if self.config.device == "cuda" else None)
-        order = p.Configure(profile=self._profile, profile_name=self.config.profile_name, device=self.config.device, cache_dir=str(self.config.cache_dir or ""))
+        order = p.Configure(profile=with_absolute_paths(self._profile), profile_name=self.config.profile_name, device=self.config.device, cache_dir=str(self.config.cache_dir or ""))
         self._facts = await self._ask(order, p.Configured, 600.0)
 
     async def stop(self) -> None:
@@ -202,7 +203,8 @@ class DeviceSlot:
         if error.code == fault("sandbox").code:
             tail = self._contestant.output_tail()[-2000:] if self._contestant is not None else ""
             return SandboxFault(error.message + (f"; the sandbox's last words: {tail}" if tail else ""))
-        return DeviceFault(error.message) if error.code == fault("device").code else RefereeFault(error.message)
+        kinds = {fault("device").code: DeviceFault, fault("environment").code: EnvironmentFault}
+        return kinds.get(error.code, RefereeFault)(error.message)
 
     async def _drop_contestant(self) -> None:
         contestant, self._contestant = self._contestant, None  # also one that does not die: it is never used again

@@ -51,6 +51,7 @@ CASES: dict[str, tuple[str, set[int]]] = {
     "kills itself": ("import os\ndef inner_steps(*a):\n    os.kill(os.getpid(), 9)\n", {1303}),
     "loops for ever": ("def inner_steps(*a):\n    while True: pass\n", {1304}),
     "eats memory": ("def inner_steps(*a):\n    kept = []\n    while True: kept.append(bytearray(64 << 20))\n", {1305}),
+    "asks for more memory than there is": ("import torch\ndef inner_steps(*a): torch.empty(1 << 45)\n", {1305}),
     "returns nothing": ("def inner_steps(model, it, opt, n, device):\n    for _ in range(n): next(it)\n", {1307}),
     "asks for two batches of five": (TRAIN + "def inner_steps(m, it, o, n, d):\n    return honest(m, it, o, 2, d)\n", {1309}),
     "writes garbage to every descriptor": (

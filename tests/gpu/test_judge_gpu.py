@@ -6,6 +6,7 @@ widened: what is looked at here is the way, not the resolution.
 
 import dataclasses
 import hashlib
+import re
 import time
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from crusades.bench.local import BenchConfig, bench_slot
 from crusades.bench.referee.data import SyntheticCorpus
 from crusades.bench.referee.exam import prepare_exam
 from crusades.bench.referee.memory import host_buffer
-from crusades.bench.referee.models import load_reference
+from crusades.bench.referee.models import load_reference, read_config
 from crusades.errors import DeviceFault
 from crusades.records import Outcome, Source
 
@@ -39,6 +40,10 @@ HOSTILE = {
         "import torch\ndef inner_steps(*a):\n    torch.zeros(1, device='cuda')[torch.tensor([9], device='cuda')]\n    torch.cuda.synchronize()\n"),
     "trains nothing": BASELINE.replace("optimizer.step()", "pass"),
 }  # fmt: skip
+ENDLESS = BASELINE + """
+def inner_steps(model, batches, optimizer, n, device):
+    while True: torch.cuda._sleep(1 << 40)
+"""
 SIDE_STREAM = BASELINE + """
 honest, side = inner_steps, torch.cuda.Stream()
 
@@ -107,10 +112,8 @@ async def judge_all(folder, library):
     async with open_slot(bench_slot(config, folder / "slot")) as slot:
 
         async def judge(name, text):
-            content = text.encode()
-            source = Source(sha256=hashlib.sha256(content).hexdigest(), content=content, url="", fetched_at=0.0)
             try:
-                found[name] = await slot.evaluate(Job(name, source, commit_block=0, block=0, skip_rules=True))
+                found[name] = await slot.evaluate(Job(name, source_of(text), commit_block=0, block=0, skip_rules=True))
             except DeviceFault as fault:
                 found[name] = fault
 
@@ -124,7 +127,7 @@ async def judge_all(folder, library):
             found[f"held after: {name}"] = used(library)
             await judge(f"baseline after: {name}", BASELINE)
         found["same referee"] = slot._referee is referee
-    return found | await judge_again(folder)
+    return found | await judge_again(folder) | await judge_endless(folder) | await judge_pretrained(folder)
 
 
 async def judge_again(folder, device="cuda:0"):
@@ -137,12 +140,47 @@ async def judge_again(folder, device="cuda:0"):
 
     tiny = msgspec.structs.replace(loaded.profile("tiny"), exam_pool=4, uneven=1e-9)
     config = BenchConfig(path=ROOT, hparams=msgspec.structs.replace(loaded, profiles={**loaded.profiles, "tiny": tiny}), profile_name="tiny", device=device, runs=3)
-    source = Source(sha256=hashlib.sha256(BASELINE.encode()).hexdigest(), content=BASELINE.encode(), url="", fetched_at=0.0)
     async with open_slot(dataclasses.replace(bench_slot(config, folder / "again"), on_retired=on_retired)) as slot:
         for name, block in (("a second round", 0), ("a later commit", 10)):
-            found[name] = await slot.evaluate(Job(name, source, commit_block=block, block=block, skip_rules=True, second_round=block == 0))
+            found[name] = await slot.evaluate(Job(name, source_of(BASELINE), commit_block=block, block=block, skip_rules=True, second_round=block == 0))
             found[f"retired by {name}"] = len(retired)
     return found
+
+
+async def judge_endless(folder, device="cuda:0"):
+    """A kernel that never ends, and the baseline after it; what the card holds after either."""
+    loaded, found = settings(), {}
+    tiny = loaded.profile("tiny")
+    tiny = msgspec.structs.replace(tiny, deadlines=msgspec.structs.replace(tiny.deadlines, warmup=20.0, run=20.0))
+    config = BenchConfig(path=ROOT, hparams=msgspec.structs.replace(loaded, profiles={**loaded.profiles, "tiny": tiny}), profile_name="tiny", device=device, runs=1)
+    async with open_slot(bench_slot(config, folder / "endless")) as slot:
+        for name, text in (("a kernel without end", ENDLESS), ("baseline after a kernel without end", BASELINE)):
+            found[name] = await slot.evaluate(Job(name, source_of(text), commit_block=0, block=0, skip_rules=True))
+    return found
+
+
+async def judge_pretrained(folder, device="cuda:0"):
+    """A bf16 model in a folder of its own, as `save_pretrained` leaves it: judged from those weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shape = {k: v for k, v in read_config("qwen2-tiny").items() if k != "model_type"}
+    torch.manual_seed(3)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen2", **shape), dtype=torch.bfloat16).save_pretrained(folder / "weights")
+    loaded, found = settings(), {}
+    tiny = loaded.profile("tiny")
+    # Limits of fp32 are no limits of bf16, and nobody has calibrated this one: two coarse ones, for the way and not the resolution.
+    tiny = msgspec.structs.replace(tiny, model=msgspec.structs.replace(tiny.model, config="", path=str(folder / "weights"), dtype="bfloat16"),
+                                   limits={"even_projection": (0.2,) * 5, "gradient_error": (0.7, 9.0, 9.0, 9.0, 9.0)}, device="cuda")  # fmt: skip
+    config = BenchConfig(path=ROOT, hparams=msgspec.structs.replace(loaded, profiles={**loaded.profiles, "tiny": tiny}), profile_name="tiny", device=device, runs=1)
+    async with open_slot(bench_slot(config, folder / "pretrained")) as slot:
+        for name, text in (("pretrained", BASELINE), ("pretrained, half of every batch", (ROOT / "examples" / "cheats" / "half_batch.py").read_text())):
+            found[name] = await slot.evaluate(Job(name, source_of(text), commit_block=0, block=0, skip_rules=True))
+    return found
+
+
+def source_of(text):
+    content = text.encode()
+    return Source(sha256=hashlib.sha256(content).hexdigest(), content=content, url="", fetched_at=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +203,18 @@ def test_honest_work_passes_on_exams_that_took_the_place_of_others(found, name, 
     assert 0 < found["retired by a second round"] < found["retired by a later commit"]
 
 
+def test_a_kernel_without_end_is_a_timeout_and_the_next_submission_is_judged_right(found):
+    assert found["a kernel without end"].code == 1304, found["a kernel without end"].message
+    after = found["baseline after a kernel without end"]
+    assert after.verdict is Outcome.ACCEPTED, after.message
+
+
+def test_a_pretrained_model_in_bf16_is_judged_from_its_own_weights(found):
+    assert found["pretrained"].verdict is Outcome.ACCEPTED, found["pretrained"].message
+    assert found["pretrained, half of every batch"].verdict is Outcome.REJECTED
+    assert found["pretrained, half of every batch"].code // 100 == 14, found["pretrained, half of every batch"].message
+
+
 def test_the_report_names_card_and_driver(found):
     assert found["baseline"].environment["driver"]
     assert found["baseline"].runs[1].telemetry["samples"] > 0
@@ -185,9 +235,14 @@ def test_a_graph_of_stale_inputs_is_seen(found):
     assert found["replays a graph of stale inputs"].code == 1401, found["replays a graph of stale inputs"].message
 
 
-def test_whoever_fills_the_card_pays_for_it(found):
+def test_whoever_fills_the_card_pays_for_it_and_reads_how_far_it_came(found, library):
     """The referee's workspace is reserved: its audit of the next one runs."""
-    assert found["fills the card"].code == 1305, found["fills the card"].message
+    verdict = found["fills the card"]
+    assert verdict.code == 1305, verdict.message
+    told = re.search(r"out of memory after a peak of (\d+\.\d\d) GiB \(as claimed\)", verdict.message)
+    assert told, verdict.message
+    assert verdict.measured == f"{told[1]} GiB"
+    assert 1 < float(told[1]) < library.nvmlDeviceGetMemoryInfo(library.nvmlDeviceGetHandleByIndex(0)).total / 2**30  # without using the card
 
 
 def test_a_killed_process_is_the_submissions_end(found):

@@ -20,6 +20,10 @@ from wire import Channel
 MESSAGE_CAP = 16_000
 """Characters of a traceback that are sent: well under the referee's header cap."""
 
+HOST_ALLOCATOR = "DefaultCPUAllocator: "
+"""What torch says where it finds no host memory (c10/core/impl/alloc_cpu.cpp): an exception of no class of its own. A submission that
+says so itself labels its own failure, as it could in a frame."""
+
 
 class SubmissionFailed(Exception):
     """The submission cannot go on; carries what the referee is told."""
@@ -36,16 +40,21 @@ def failure_of(error: BaseException, stage: str, path: str) -> SubmissionFailed:
     if type(error).__name__ == "RuleViolation":
         return _broken_rule(error, stage, line)
     text = "".join(traceback.format_exception_only(error)).strip()
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if isinstance(error, torch.OutOfMemoryError):
         return SubmissionFailed(stage, "memory", text, line=line, peak=_peak())
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and HOST_ALLOCATOR in text):
+        return SubmissionFailed(stage, "memory", text, line=line, peak=_host_peak())
     kind = "exit" if isinstance(error, SystemExit | KeyboardInterrupt) else "exception"
     return SubmissionFailed(stage, kind, text, line=line)
 
 
 def _peak() -> int:
     """Bytes: the most that the allocator held on the card, or without a card that this process had in memory."""
-    if torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated()
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else _host_peak()
+
+
+def _host_peak() -> int:
+    """Bytes: the most that this process had in the host's memory."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 

@@ -50,7 +50,7 @@ class CalibrateConfig:
     out: Path
     """Folder of results.jsonl, limits.toml and report.md."""
     exams: int = 3
-    """Honest variants run on every exam, shortcuts on the first."""
+    """Honest variants run on every exam, shortcuts on the first, the smallest of each kind on the second too."""
     spread: int = 0
     """So many exams more, each with the `WIDEST` honest variants alone: how honest noise differs from exam to exam."""
     sizes: tuple[float, ...] = SIZES
@@ -64,7 +64,7 @@ class CalibrateConfig:
     """Honest train.py files of ours that join the honest population."""
     cache_dir: Path | None = None
     seconds: float = 0.0
-    """Stop after about this many seconds, to be resumed; 0 = to the end."""
+    """Stop after about this many seconds, but not before one variant has been measured, to be resumed; 0 = to the end."""
     on_progress: Callable[[str], None] = print
 
 
@@ -74,30 +74,32 @@ def calibrate(config: CalibrateConfig) -> bool:
     Raises ConfigError when the folder holds results of another profile, device or kind of audit."""
     config.out.mkdir(parents=True, exist_ok=True)
     log = config.out / "results.jsonl"
-    done = open_results(log, header_of(config))
+    open_results(log, header_of(config))  # refused at once, before minutes pass
     started = time.monotonic()
-    reference = load_reference(config.profile.model, config.device, config.cache_dir)
-    corpus = open_corpus(config.profile.data, reference.vocabulary, config.cache_dir)
-    every = population(config, reference.layout, reference.config, config.sizes)
+    reference = load_reference(config.profile.model, config.device, config.cache_dir, config.profile_name)
+    shape = shape_of(reference.layout, reference.config)
+    done = open_results(log, header_of(config), shape)
+    corpus = open_corpus(config.profile, reference.vocabulary, config.cache_dir, config.profile_name)
+    every = population(config, shape, config.sizes)
     variants = [v for v in every if not config.only or any(part in v.name for part in config.only)]
     if not variants:
         raise ConfigError(f"no variant has {' or '.join(map(repr, config.only))} in its name; names are for example {', '.join(repr(v.name) for v in every[:3])} (report.md lists all)")
     copies = copies_for(reference, config.profile.steps) if config.profile.audit.anchored_runs else {}
-    complete, initial = True, None
+    complete, initial, before = True, None, len(done)
     rounds = [(compiled, number) for compiled in (False, True) for number in range(config.exams + config.spread)]
     for compiled, number in rounds:
         wanted = _missing(variants, number, done, config.each) if number < config.exams or config.only else _widest(variants, number, done)
         missing = [v for v in wanted if bool(v.recipe.compile) == compiled]
         if not missing:
             continue
-        if _late(config, started):
+        if _late(config, started, len(done) - before):
             complete = False
             break
         exam, initial = exam_of(reference, corpus, config.profile, number, initial)
         config.on_progress(f"exam {number}: {exam.seconds:.1f} s; {len(missing)} variants to measure")
         states = _shared_start(reference, config, exam, initial, missing) if not copies else {}
         for variant in missing:
-            if _late(config, started):
+            if _late(config, started, len(done) - before):
                 complete = False
                 break
             lab = Lab(reference, config.profile, exam, initial, keep_previous=variant.keep_previous, copies=copies, states=states)
@@ -107,7 +109,7 @@ def calibrate(config: CalibrateConfig) -> bool:
                 file.write(msgspec.json.encode(result) + b"\n")
             config.on_progress(f"  {variant.population:8s} {variant.name}: {result.error or f'{result.seconds:.2f} s'}")
     if any(r.population == "honest" and not r.error for r in done):
-        write_report(config, done, population(config, reference.layout, reference.config, SIZES), header_of(config))
+        write_report(config, done, population(config, shape, SIZES), header_of(config))
     return complete
 
 
@@ -128,38 +130,56 @@ def rewrite(config: CalibrateConfig) -> None:
     done = open_results(log, here | {place: header.get(place) for place in PLACE}) if header else []
     if not any(r.population == "honest" and not r.error for r in done):
         raise ConfigError(f"{log} has no results to take limits from: run the same command without --from-results")
-    wanted: list[Variant] = []
-    if config.profile.model.config:  # else the architecture lies with the weights, which are not at hand
+    shape = next((shape for shape in read_shapes(log)), None)
+    if config.profile.model.config:  # else the architecture lies with the weights, which need not be at hand
         architecture = read_config(config.profile.model.config)
         model = build(architecture, str(architecture["model_type"]), config.profile.model.dtype, config.profile.model.attention)
-        wanted = population(config, layout_of(model, getattr(torch, config.profile.model.dtype)), architecture, SIZES)
+        shape = shape_of(layout_of(model, getattr(torch, config.profile.model.dtype)), architecture)
+    wanted = population(config, shape, SIZES) if shape else []
     write_report(config, done, wanted, header)
 
 
-def _late(config: CalibrateConfig, started: float) -> bool:
-    return bool(config.seconds) and time.monotonic() - started > config.seconds
+def _late(config: CalibrateConfig, started: float, measured: int) -> bool:
+    """Never before something was measured: where loading and an exam alone take longer, a loop of calls would stand still."""
+    return bool(config.seconds) and measured > 0 and time.monotonic() - started > config.seconds
 
 
-def population(config: CalibrateConfig, layout: Layout, architecture: dict[str, Any], sizes: tuple[float, ...]) -> list[Variant]:
-    """Every variant of this profile, the graded ones in `sizes`."""
-    profile, layers = config.profile, int(architecture.get("num_hidden_layers") or architecture.get("n_layer") or 0)
-    set_sequence_length(profile.sequence_length - 1)
-    heads = int(architecture.get("num_attention_heads") or 0)
+class Shape(msgspec.Struct, frozen=True):
+    """What of an architecture the population depends on."""
+
+    layers: int
+    heads: int
+    matrices: int
+
+
+def shape_of(layout: Layout, architecture: dict[str, Any]) -> Shape:
+    """Of a model that is at hand."""
+    layers = int(architecture.get("num_hidden_layers") or architecture.get("n_layer") or 0)
     matrices = sum(len(s.shape) == 2 and 0 <= layer_of(s.name, layers) < layers for s in layout.specs)
-    variants = everything(profile.steps, layers, profile.batch_size, cuda=config.device == "cuda", low_precision=profile.model.dtype == "bfloat16",
-                          heads=heads, matrices=matrices, sizes=sizes)  # fmt: skip
+    return Shape(layers, int(architecture.get("num_attention_heads") or 0), matrices)
+
+
+def population(config: CalibrateConfig, shape: Shape, sizes: tuple[float, ...]) -> list[Variant]:
+    """Every variant of this profile, the graded ones in `sizes`."""
+    profile = config.profile
+    set_sequence_length(profile.sequence_length - 1)
+    variants = everything(profile.steps, shape.layers, profile.batch_size, cuda=config.device == "cuda", low_precision=profile.model.dtype == "bfloat16",
+                          heads=shape.heads, matrices=shape.matrices, sizes=sizes)  # fmt: skip
     return variants + [Variant(f"submission {path.name}", "honest", Recipe(submission=str(path))) for path in config.submissions]
 
 
 def _missing(variants: list[Variant], number: int, done: list[Result], each: int) -> list[Variant]:
     """What exam `number` still lacks: honest work first, then one shortcut of each dimension in turn, small ones first; so that
-    a calibration that is stopped early knows something of everything. What is compiled takes minutes and has a round of its own."""
-    have, turns, placed = {r.variant for r in done if r.exam == number}, dict[str, int](), list[tuple[int, Variant]]()
+    a calibration that is stopped early knows something of everything. The second exam has the smallest shortcut of each dimension
+    and choice, to see limits on another exam than the one that drew them. What is compiled takes minutes and has a round of its own."""
+    have, turns, placed = {r.variant for r in done if r.exam == number}, dict[tuple[str, str], int](), list[tuple[int, Variant]]()
     for v in sorted(variants, key=lambda v: v.work):
         turn = 0
         if v.population != "honest":
-            turn = turns[v.dimension] = turns.get(v.dimension, 0) + 1
-        if v.name not in have and (turn == 0 or (number == 0 and turn <= (each or turn))):
+            kind = (v.dimension, v.choice if number else "")
+            turn = turns[kind] = turns.get(kind, 0) + 1
+        most = {0: each or turn, 1: 1}.get(number, 0)
+        if v.name not in have and turn <= most:
             placed.append((turn, v))
     return [v for _, v in sorted(placed, key=lambda pair: pair[0])]
 
@@ -205,8 +225,8 @@ def device_name(device: str) -> str:
     return torch.cuda.get_device_name() if device == "cuda" else f"CPU {platform.machine()}"
 
 
-def open_results(log: Path, header: dict[str, Any]) -> list[Result]:
-    """The results so far; a new file begins with `header`. Files from before there were headers have none, nor those from
+def open_results(log: Path, header: dict[str, Any], shape: Shape | None = None) -> list[Result]:
+    """The results so far; a new file begins with `header`, and tells `shape` once it is known. Files from before there were headers have none, nor those from
     before there was a setting its value. ConfigError when they are not of the same workload: limits come from one population."""
     done = "use another --out, or remove the folder to start over"
     for other in read_headers(log):
@@ -223,6 +243,9 @@ def open_results(log: Path, header: dict[str, Any]) -> list[Result]:
         _end_last_line(log)
     else:
         log.write_bytes(msgspec.json.encode({"header": header}) + b"\n")
+    if shape and shape not in read_shapes(log):
+        with log.open("ab") as file:
+            file.write(msgspec.json.encode(_Shaped(shape)) + b"\n")
     return found
 
 
@@ -249,6 +272,16 @@ def read_headers(log: Path) -> list[dict[str, Any]]:
 
 class _First(msgspec.Struct):
     header: dict[str, Any]
+
+
+class _Shaped(msgspec.Struct):
+    shape: Shape
+
+
+def read_shapes(log: Path) -> list[Shape]:
+    """The architecture, for whoever has not got the weights; none in files from before it was told."""
+    lines = log.read_bytes().splitlines() if log.exists() else []
+    return [msgspec.json.decode(line, type=_Shaped).shape for line in lines if line.startswith(b'{"shape"') and line.endswith(b"}}")]
 
 
 def read_results(log: Path) -> list[Result]:
@@ -285,9 +318,20 @@ def _measure(lab: Lab, variant: Variant, number: int) -> Result:
 def write_report(config: CalibrateConfig, results: list[Result], wanted: list[Variant], header: dict[str, Any]) -> None:
     """limits.json (`write_limits` takes it into hparams.toml), and report.md."""
     limits = bounds.limits_of(results)
-    origin = f"crusades calibrate --profile {config.profile_name}, {', torch '.join(str(header[place]) for place in PLACE if header.get(place))}, {time.strftime('%Y-%m-%d')}, {len(results)} results"
+    where, count = ", torch ".join(str(header[place]) for place in PLACE if header.get(place)), f"{len(results)} results"
+    origin = f"crusades calibrate --profile {config.profile_name}, {where}, {_measured(config.out, count)}, {count}"
     (config.out / "limits.json").write_bytes(msgspec.json.format(msgspec.json.encode({"origin": origin, "limits": limits}), indent=1))
     (config.out / "report.md").write_text(report(origin, results, limits, [v.name for v in wanted]))
+
+
+def _measured(out: Path, count: str) -> str:
+    """The day of the newest results: what is only written anew keeps the day it says."""
+    try:
+        before = str(msgspec.json.decode((out / "limits.json").read_bytes())["origin"])
+    except (OSError, msgspec.DecodeError, KeyError):
+        before = ""
+    told = re.search(rf", (\d{{4}}-\d\d-\d\d), {count}$", before)
+    return told[1] if told else time.strftime("%Y-%m-%d")
 
 
 def write_limits(hparams: Path, profile_name: str, limits_json: Path) -> None:

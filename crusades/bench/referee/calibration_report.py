@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from crusades.bench.referee import limits as bounds
+from crusades.bench.referee.calibration_roc import roc
 from crusades.bench.referee.limits import Result
 from crusades.hparams_check import UNJUDGED
 
@@ -24,7 +25,8 @@ def report(origin: str, results: list[Result], limits: dict[str, list[float]], p
     """The whole report in Markdown. `population`: names of every variant that might have been measured."""
     usable = [r for r in results if not r.error]
     honest = [r for r in usable if r.population == "honest"]
-    lines = [f"# Calibration\n\n{origin}\n", *_summary(usable, honest, limits), *_caught(usable, limits), *_limits(usable, limits), *_variants(usable, limits)]
+    lines = [f"# Calibration\n\n{origin}\n", *_summary(usable, honest, limits), *_caught(usable, limits), *_policy(usable, limits),
+             *roc(usable, limits), *_limits(usable, limits), *_variants(usable, limits)]
     failed = [f"- {r.variant} (exam {r.exam}): {r.error}" for r in results if r.error]
     left_out = [f"- {name}" for name in population if name not in {r.variant for r in results}]
     if failed or left_out:
@@ -38,16 +40,31 @@ def _summary(usable: list[Result], honest: list[Result], limits: dict[str, list[
     shortcuts = [r for r in usable if r.population == "shortcut"]
     missed = [r for r in shortcuts if not bounds.caught_by(r, limits)]
     worst = max(missed, key=lambda r: r.work, default=None)
-    unseen = f" The largest missed: {worst.variant}, {worst.work:.2%} of a run's arithmetic." if worst else ""
-    return [f"Honest results: {len(honest)}, rejected: {len(rejected)}; the nearest comes to {nearest:.2f} of a limit. Shortcuts: {len(shortcuts)}, missed: {len(missed)}.{unseen}\n"]
+    unseen = f" The largest missed: {worst.variant}, {_saved(worst.work)} of a run's arithmetic." if worst else ""
+    passes = max((r for r in usable if r.population == "policy" and not bounds.caught_by(r, limits)), key=lambda r: r.work, default=None)
+    allowed = f" Not a shortcut by the rules, and passes: {passes.variant}, {_saved(passes.work)}." if passes else ""
+    return [f"Honest results: {len(honest)}, rejected: {len(rejected)}; the nearest comes to {nearest:.2f} of a limit. Shortcuts: {len(shortcuts)}, missed: {len(missed)}.{unseen}{allowed}\n"]
 
 
 def _caught(usable: list[Result], limits: dict[str, list[float]]) -> list[str]:
-    lines = ["## What is caught\n", ESTIMATE, "| dimension | choice | caught | smallest caught (work left out) | largest missed | time that one saves a cheat (MFU it adds), estimated |", "|---|---|---|---|---|---|"]
+    lines = ["## What is caught\n", ESTIMATE, "Behind each: the work it leaves out, and in brackets the MFU that it would add.\n",
+             "| dimension | choice | caught | smallest caught | largest missed |", "|---|---|---|---|---|"]  # fmt: skip
     for row in bounds.power(usable, limits):
-        small = f"{row['smallest_caught']} ({row['smallest_caught_work']:.2%})" if row["smallest_caught"] else "–"
-        lines.append(f"| {row['dimension']} | {row['choice'] or '–'} | {row['caught']} of {row['of']} | {small} | {row['largest_missed'] or '–'} | {_saved(row['largest_missed_work'])} |")
+        small, large = (f"{row[which]}: {_saved(row[f'{which}_work'])}" if row[which] else "–" for which in ("smallest_caught", "largest_missed"))
+        lines.append(f"| {row['dimension']} | {row['choice'] or '–'} | {row['caught']} of {row['of']} | {small} | {large} |")
     return lines
+
+
+POLICY = """Products in a lower precision than the weights', where bf16 products are honest: design.md §2.1 leaves them to the rules, so they set no
+limit. What passes here is the largest gain that the audit grants.
+"""
+
+
+def _policy(usable: list[Result], limits: dict[str, list[float]]) -> list[str]:
+    found = sorted((r for r in usable if r.population == "policy"), key=lambda r: r.work)
+    lines = ["\n## A question of policy\n", POLICY, "| variant | work left out (MFU it adds), estimated | of a limit | |", "|---|---|---|---|"]
+    lines += [f"| {r.variant} (exam {r.exam}) | {_saved(r.work)} | {bounds.nearest(r, limits):.3g} | {'rejected' if bounds.caught_by(r, limits) else '**passes**'} |" for r in found]
+    return lines if found else []
 
 
 LIMITS = f"""By step; – where honest work and shortcuts overlap and the step is not judged, · where nothing is measured. Expected: how far out

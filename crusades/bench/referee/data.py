@@ -8,8 +8,9 @@ from typing import Protocol
 
 import numpy as np
 
+from crusades.bench.entries import needed_tokens
 from crusades.errors import ConfigError
-from crusades.hparams import Data
+from crusades.hparams import Profile
 
 
 class Corpus(Protocol):
@@ -99,15 +100,17 @@ def _one_row(path: Path, tokens: np.ndarray) -> np.ndarray:
     return tokens
 
 
-def open_corpus(settings: Data, vocabulary: int, cache_dir: Path | None) -> Corpus:
+def open_corpus(profile: Profile, vocabulary: int, cache_dir: Path | None, profile_name: str = "") -> Corpus:
     """The corpus of a profile. Raises ConfigError that says what `crusades setup` would do about it."""
+    settings = profile.data
     if settings.source == "synthetic":
         return SyntheticCorpus(vocabulary)
     if settings.source == "files" and not settings.paths:
         raise ConfigError('data with source = "files" needs `paths`: text (.txt) or token files (.npy, .bin)')
-    if settings.source == "files" and all(Path(p).suffix in (".npy", ".bin") for p in settings.paths):
+    need = needed_tokens(settings, profile.model, cache_dir)
+    if need is None:
         return TokenCorpus(settings.paths[0], open_tokens(settings.paths), vocabulary)
     from crusades.bench.referee.cache import cached_tokens
 
-    name, path = cached_tokens(settings, cache_dir)
+    name, path = cached_tokens(need, profile_name)
     return TokenCorpus(name, open_tokens((str(path),)), vocabulary)

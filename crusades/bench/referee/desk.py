@@ -78,8 +78,8 @@ class Desk:
         self._device = order.device
         self._room = Room(order.device, order.profile.guaranteed_bytes)
         cache = Path(order.cache_dir) if order.cache_dir else None
-        self._reference = load_reference(order.profile.model, order.device, cache)
-        corpus = open_corpus(order.profile.data, self._reference.vocabulary, cache)
+        self._reference = load_reference(order.profile.model, order.device, cache, order.profile_name)
+        corpus = open_corpus(order.profile, self._reference.vocabulary, cache, order.profile_name)
         self._pool = ExamPool(self._reference, corpus, order.profile)
         self._keeper = Keeper(self._reference, order.profile)
         self._typical_sample = draw_sample(self._reference.layout, order.profile.audit.coordinates, order.profile.audit.min_per_tensor, Dice(bytes(16)))

@@ -7,6 +7,7 @@ shared memory, the reads and the audit are those of a real run.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib.util
 import sys
@@ -214,12 +215,18 @@ class Lab:
         tokens = torch.from_numpy(self.exam.batches[step]).to(self.reference.device)
         size = recipe.micro or len(tokens)
         total, kept = 0.0, torch.zeros(self.exam.logits.shape)
+        if step in recipe.early:
+            self._go_to(step - 1)
         for start in range(0, len(tokens), size):
             total += self._micro_batch(recipe, step, tokens, slice(start, start + size), forward, kept)
             if recipe.compile == "reduce-overhead" and not start:  # the graph's own memory: its next replay would overwrite them
                 for _, parameter in self.named():
                     assert parameter.grad is not None
                     parameter.grad = parameter.grad.clone()
+        if step in recipe.early:  # what is claimed is true all the same
+            self._go_to(step)
+            asked = dataclasses.replace(recipe, stale=(step,))
+            total = sum(self._micro_batch(asked, step, tokens, slice(start, start + size), forward, kept) for start in range(0, len(tokens), size))
         if step in recipe.stale and self.previous:
             for name, parameter in self.reference.model.named_parameters():
                 parameter.grad = self.previous[name].clone()
@@ -231,6 +238,12 @@ class Lab:
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return total, kept
+
+    def _go_to(self, step: int) -> None:
+        """Put back the weights that stood before a step. NotImplementedError where they were not kept."""
+        if step not in self.copies:
+            raise NotImplementedError("weights of earlier steps are kept only where runs are anchored")
+        self.reference.memory.weights.copy_(self.copies[step])
 
     def _micro_batch(self, recipe: Recipe, step: int, tokens: torch.Tensor, rows: slice, forward: Callable[..., torch.Tensor], kept: torch.Tensor) -> float:
         x, y = tokens[rows, :-1], tokens[rows, 1:]

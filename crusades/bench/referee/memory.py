@@ -22,10 +22,12 @@ import torch
 
 from crusades.bench.protocol import Attach
 from crusades.bench.referee.layout import Layout
-from crusades.errors import DeviceFault
+from crusades.errors import ConfigError, DeviceFault
 
 CUDA_GRANULE = 2 << 20
 """cudaMalloc hands out 2 MiB pages; smaller requests may share one with other allocations."""
+CUDA_FULL = 2
+"""cudaErrorMemoryAllocation."""
 LEFT_OVER = 4 << 30
 """Bytes of host memory that pinned buffers leave for the system, the daemon and a submission at rest."""
 
@@ -59,10 +61,12 @@ def _segments(nbytes: int, align: int) -> tuple[tuple[int, int, int], int]:
 
 
 class HostMemory:
-    """A sealed memfd. Raises OSError when the machine has not enough memory."""
+    """A sealed memfd. Raises ConfigError when the machine has not enough memory: the kernel would promise it all the same, and kill
+    somebody when it is touched."""
 
     def __init__(self, layout: Layout) -> None:
         self.offsets, self.nbytes = _segments(layout.nbytes, mmap.PAGESIZE)
+        _refuse_what_is_not_there(self.nbytes, available_memory())
         self.fd: int | None = os.memfd_create("crusades-weights", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.fd, self.nbytes)
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
@@ -106,7 +110,7 @@ def check(runtime: Any, status: int, what: str) -> None:
 
 
 class CudaMemory:
-    """One dedicated cudaMalloc with an IPC handle."""
+    """One dedicated cudaMalloc with an IPC handle. Raises DeviceFault when the card has not enough memory."""
 
     fd: int | None = None
 
@@ -114,7 +118,11 @@ class CudaMemory:
         self.offsets, self.nbytes = _segments(layout.nbytes, CUDA_GRANULE)
         self._runtime = cudart()
         pointer, handle = ctypes.c_void_p(), _IpcHandle()
-        check(self._runtime, self._runtime.cudaMalloc(ctypes.byref(pointer), ctypes.c_size_t(self.nbytes)), f"allocating {self.nbytes / 1e9:.1f} GB of weights and moments")
+        status = self._runtime.cudaMalloc(ctypes.byref(pointer), ctypes.c_size_t(self.nbytes))
+        if status == CUDA_FULL:
+            self._runtime.cudaGetLastError()  # else it is the next call's error too
+            raise _card_is_full(self.nbytes, *torch.cuda.mem_get_info())
+        check(self._runtime, status, f"allocating {self.nbytes / 1e9:.1f} GB of weights and moments")
         check(self._runtime, self._runtime.cudaIpcGetMemHandle(ctypes.byref(handle), pointer), "exporting the memory")
         self._pointer, self._handle = pointer, bytes(handle)
         flat = torch.as_tensor(_CudaArray(int(pointer.value or 0), self.nbytes), device="cuda")
@@ -193,6 +201,22 @@ def _refuse_the_last(nbytes: int, available: int) -> None:
             f"{nbytes / 1e9:.1f} GB of host memory for a copy of the weights cannot be had: {available / 1e9:.1f} GB are available, of which "
             f"{LEFT_OVER / 1e9:.1f} are left for everything else. Every slot pins one copy for each set of exams and one for each of audit.anchored_runs: "
             "give the machine more memory, stop what else uses it, or run fewer slots here")
+
+
+def _refuse_what_is_not_there(nbytes: int, available: int) -> None:
+    """Beside the three segments every profile takes as much again: the first weights, an exam's, the reference's gradients. Counted
+    so, and not as a sum that is left over, a small profile fits a small machine. Raises ConfigError."""
+    if available < 2 * nbytes:
+        raise ConfigError(
+            f"weights and moments of this profile take {nbytes / 1e9:.1f} GB of host memory and what works with them as much again, "
+            f"{2 * nbytes / 1e9:.1f} GB; {available / 1e9:.1f} GB are available: take a smaller profile, stop what else uses the memory, or run "
+            "where there is more. A profile that is made for a card belongs on one")
+
+
+def _card_is_full(nbytes: int, free: int, total: int) -> DeviceFault:
+    return DeviceFault(
+        f"weights and moments of this profile take {nbytes / 1e9:.1f} GB, and of the card's {total / 1e9:.1f} GB {free / 1e9:.1f} are free: stop what "
+        "else uses the card (`nvidia-smi` names it), take a larger card or a smaller profile. What guaranteed_bytes promises a submission comes on top")
 
 
 class Beside:

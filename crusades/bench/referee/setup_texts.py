@@ -84,7 +84,7 @@ def _read_parquet(path: Path, column: str) -> Iterator[str]:
     try:
         import pyarrow.parquet as parquet  # type: ignore[import-untyped,import-not-found,unused-ignore]
     except ImportError as error:
-        raise ConfigError("this dataset is in parquet files: `pip install pyarrow`, then run `crusades setup` again") from error
+        raise ConfigError("this dataset is in parquet files: `pip install pyarrow`, then run the same command again") from error
     file = parquet.ParquetFile(path)
     if column not in file.schema_arrow.names:
         raise ConfigError(_no_column(path, column, file.schema_arrow.names))

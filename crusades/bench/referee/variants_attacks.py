@@ -37,6 +37,16 @@ def _low_backward(form: str, which: str, steps: tuple[int, ...]) -> Backward:
     return backward
 
 
+def _in_some(backward: Backward, share: float) -> Backward:
+    """The same for every 1/`share`-th matrix alone, counted through all blocks, so that all kinds of them are among them."""
+
+    def some(lab: Lab, step: int, module: nn.Linear, x: torch.Tensor, dy: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor] | None:
+        order = [id(m) for m in lab.reference.model.modules() if isinstance(m, nn.Linear)]
+        return backward(lab, step, module, x, dy) if order.index(id(module)) % round(1 / share) == 0 else None
+
+    return some
+
+
 def attacks(steps: int, batch: int, *, low_precision: bool) -> Iterator[Variant]:
     """Everything in this file. Late ones name their first step, so that what comes before may be shared."""
     yield from _precision(steps, low_precision=low_precision)
@@ -55,7 +65,7 @@ def _low_product(form: str, steps: tuple[int, ...]) -> Callable[[Lab, int, nn.Li
 
 
 def _low_forward(steps: int, *, low_precision: bool) -> Iterator[Variant]:
-    """The red team's A3j, A3i and A3e: fp8 in the forward pass too."""
+    """The red team's A3j, A3i, A3e and A3d: fp8 or int8 in the forward pass too."""
     every, middle, fourth = tuple(range(steps)), tuple(range(1, steps - 1)), (steps - 2,)
     weights, both = _low_backward("fp8", "w", every), _low_backward("fp8", "wd", every)
 
@@ -67,6 +77,7 @@ def _low_forward(steps: int, *, low_precision: bool) -> Iterator[Variant]:
         ("fp8 weight and input gradients, fp8 forward between the first and the last step", 0.43, Recipe(backward_of_linear=both, forward_of_linear=_low_product("fp8", middle))),
         ("fp8 weight gradients, everything in the step before the last, input gradients of the last", 0.25, Recipe(backward_of_linear=late_both, forward_of_linear=_low_product("fp8", fourth))),
         ("fp8 everywhere", 0.5, Recipe(backward_of_linear=both, forward_of_linear=_low_product("fp8", every))),
+        ("int8 everywhere", 0.5, Recipe(backward_of_linear=_low_backward("int8", "wd", every), forward_of_linear=_low_product("int8", every))),
         ("fp8 forward, last step", 1 / 6 / steps, Recipe(forward_of_linear=_low_product("fp8", (steps - 1,)), first=steps - 1)),
     ):
         yield Variant(name, population, recipe, "precision", work, "random")
@@ -82,6 +93,10 @@ def _precision(steps: int, *, low_precision: bool) -> Iterator[Variant]:
             for when, tag, part in ((every, "", 1.0), (late, ", last two steps", len(late) / steps)):
                 population = "policy" if low_precision else "shortcut"
                 yield Variant(f"{form} {words}{tag}", population, Recipe(backward_of_linear=_low_backward(form, which, when), first=when[0]), "precision", work * part, "random")
+        for share in (0.05, 0.25):
+            population = "policy" if low_precision else "shortcut"
+            recipe = Recipe(backward_of_linear=_in_some(_low_backward(form, "wd", every), share))
+            yield Variant(f"{form} weight and input gradients of {share:.0%} of the matrices", population, recipe, "precision in parts", share / 3, "random")
 
 
 def _attention(steps: int) -> Iterator[Variant]:
@@ -150,6 +165,53 @@ def _control_variate(share: float, steps: tuple[int, ...]) -> Callable[[Lab, int
     return rows_of(share, steps, smallest=False, fill="stale")
 
 
+def _falling(keep: dict[int, float]) -> Weights:
+    """step → the share of its tokens that get a loss, weighted up (attacks A1d and A1e)."""
+
+    def weights(lab: Lab, step: int, losses: torch.Tensor) -> torch.Tensor:
+        share = keep.get(step, 1.0)
+        return (lab.random(*losses.shape) < share).to(losses.dtype) / share
+
+    return weights
+
+
+def _chosen(step: int, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Half of the positions, the same ones for whoever asks in this step."""
+    return (torch.rand(shape, generator=torch.Generator().manual_seed(97 + step)) < 0.5).to(device)
+
+
+def _gathered(steps: tuple[int, ...]) -> Recipe:
+    """All backward products on half of the rows (attack A1a'): the loss of the others is left out, and so is what reaches them
+    through keys and values; both weighted up, so that the estimate is nearly unbiased."""
+
+    def weights(lab: Lab, step: int, losses: torch.Tensor) -> torch.Tensor:
+        return 2 * _chosen(step, tuple(losses.shape), losses.device).to(losses.dtype) if step in steps else torch.ones_like(losses)
+
+    def backward(lab: Lab, step: int, module: nn.Linear, x: torch.Tensor, dy: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor] | None:
+        if step not in steps or _name(lab, module) not in ("k_proj", "v_proj"):
+            return None
+        kept = 2 * dy * _chosen(step, (len(dy),), dy.device)[:, None]
+        return kept @ module.weight, kept.t() @ x
+
+    return Recipe(weights=weights, backward_of_linear=backward, first=steps[0])
+
+
+def _name(lab: Lab, module: nn.Linear) -> str:
+    """The last part of a matrix's name."""
+    return next(str(name).rpartition(".")[2] for name, each in lab.reference.model.named_modules() if each is module)
+
+
+def _no_query_gradient(steps: tuple[int, ...]) -> Backward:
+    """Attack A6: the attention's backward without the gradient of its queries."""
+
+    def backward(lab: Lab, step: int, module: nn.Linear, x: torch.Tensor, dy: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor] | None:
+        if step not in steps or _name(lab, module) != "q_proj":
+            return None
+        return torch.zeros_like(x), torch.zeros_like(module.weight)
+
+    return backward
+
+
 def _red_team(steps: int, batch: int) -> Iterator[Variant]:
     last, late = (steps - 1,), tuple(range(max(0, steps - 2), steps))
 
@@ -182,3 +244,10 @@ def _red_team(steps: int, batch: int) -> Iterator[Variant]:
     yield team("half of the rows reweighted, last two steps", 1 / 15, Recipe(edit_gradients=rows_of(0.5, late, smallest=False, fill="reweight"), first=late[0]))
     yield team("half of the rows by a stale control variate, last step", 1 / 30, stale_rows(0.5), keep_previous=True)
     yield team("a tenth of the rows by a stale control variate, last step", 1 / 150, stale_rows(0.1), keep_previous=True)
+    if steps >= 5:
+        yield team("half of the tokens reweighted in the step before the last, a quarter in the last", 1 / 6, Recipe(weights=_falling({steps - 2: 0.5, steps - 1: 0.25}), first=steps - 2))
+        yield team("half, half and a quarter of the tokens reweighted in the last three steps", 7 / 30, Recipe(weights=_falling({steps - 3: 0.5, steps - 2: 0.5, steps - 1: 0.25}), first=steps - 3))
+    yield team("all backward products on half of the rows, last step", 1 / 15, _gathered(last))
+    yield team("all backward products on half of the rows, last two steps", 2 / 15, _gathered(late))
+    yield team("no gradient of the queries, last two steps", 0.01, Recipe(backward_of_linear=_no_query_gradient(late), first=late[0]))
+    yield team("last step's gradient at the weights before the last update", 0.0, Recipe(early=last, first=max(0, steps - 2)))

@@ -1,0 +1,24 @@
+"""What the programs of `benchmarks/` print, where it can be looked at without an evaluation."""
+
+import sys
+from pathlib import Path
+
+from crusades import hparams
+from crusades.bench.local import BenchConfig
+from crusades.records import Audit, Outcome, Run, Verdict
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import evaluations
+
+ROOT = Path(__file__).parent.parent
+
+
+def run_of(read_seconds):
+    return Run(index=1, scored=True, seconds=2.0, claimed_seconds=2.0, read_seconds=read_seconds, mfu=40.0, tokens_per_second=1.0, final_loss=1.0, audit=Audit(worst="", words="", statistics=()))
+
+
+def test_of_reads_both_the_median_and_the_worst_are_told():
+    config = BenchConfig(path=ROOT / "examples" / "baseline.py", hparams=hparams.load(ROOT / "hparams.toml"), profile_name="tiny")  # of five steps
+    verdict = Verdict(verdict=Outcome.ACCEPTED, score_mfu=40.0, runs=(run_of(0.005), run_of(0.010), run_of(0.040)))
+    told = evaluations.summary(config, {"DoRun": [2.1, 2.1, 2.1]}, [verdict], {"wall_s": 9.0})
+    assert (told["read_ms_median"], told["read_ms_worst"]) == (2.0, 8.0)
