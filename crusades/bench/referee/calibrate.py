@@ -74,11 +74,11 @@ def calibrate(config: CalibrateConfig) -> bool:
     Raises ConfigError when the folder holds results of another profile, device or kind of audit."""
     config.out.mkdir(parents=True, exist_ok=True)
     log = config.out / "results.jsonl"
-    open_results(log, header_of(config))  # refused at once, before minutes pass
+    done = open_results(log, header_of(config))
     started = time.monotonic()
     reference = load_reference(config.profile.model, config.device, config.cache_dir, config.profile_name)
     shape = shape_of(reference.layout, reference.config)
-    done = open_results(log, header_of(config), shape)
+    _note_shape(log, shape)
     corpus = open_corpus(config.profile, reference.vocabulary, config.cache_dir, config.profile_name)
     every = population(config, shape, config.sizes)
     variants = [v for v in every if not config.only or any(part in v.name for part in config.only)]
@@ -130,7 +130,7 @@ def rewrite(config: CalibrateConfig) -> None:
     done = open_results(log, here | {place: header.get(place) for place in PLACE}) if header else []
     if not any(r.population == "honest" and not r.error for r in done):
         raise ConfigError(f"{log} has no results to take limits from: run the same command without --from-results")
-    shape = next((shape for shape in read_shapes(log)), None)
+    shape = next(iter(read_shapes(log)), None)
     if config.profile.model.config:  # else the architecture lies with the weights, which need not be at hand
         architecture = read_config(config.profile.model.config)
         model = build(architecture, str(architecture["model_type"]), config.profile.model.dtype, config.profile.model.attention)
@@ -225,8 +225,8 @@ def device_name(device: str) -> str:
     return torch.cuda.get_device_name() if device == "cuda" else f"CPU {platform.machine()}"
 
 
-def open_results(log: Path, header: dict[str, Any], shape: Shape | None = None) -> list[Result]:
-    """The results so far; a new file begins with `header`, and tells `shape` once it is known. Files from before there were headers have none, nor those from
+def open_results(log: Path, header: dict[str, Any]) -> list[Result]:
+    """The results so far; a new file begins with `header`. Files from before there were headers have none, nor those from
     before there was a setting its value. ConfigError when they are not of the same workload: limits come from one population."""
     done = "use another --out, or remove the folder to start over"
     for other in read_headers(log):
@@ -243,10 +243,13 @@ def open_results(log: Path, header: dict[str, Any], shape: Shape | None = None) 
         _end_last_line(log)
     else:
         log.write_bytes(msgspec.json.encode({"header": header}) + b"\n")
-    if shape and shape not in read_shapes(log):
+    return found
+
+
+def _note_shape(log: Path, shape: Shape) -> None:
+    if shape not in read_shapes(log):
         with log.open("ab") as file:
             file.write(msgspec.json.encode(_Shaped(shape)) + b"\n")
-    return found
 
 
 def _end_last_line(log: Path) -> None:
@@ -307,7 +310,7 @@ def _measure(lab: Lab, variant: Variant, number: int) -> Result:
         told = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
     else:
         statistics = {m.name: [float(f"{v:.6g}") if v == v and abs(v) != float("inf") else None for v in m.values] for m in measured}
-        return Result(**common, seconds=seconds, statistics=statistics)
+        return Result(**common | {"work": lab.left_out or variant.work}, seconds=seconds, statistics=statistics)
     lab.reference.model.zero_grad(set_to_none=True)
     gc.collect()  # only now is what the error's frames held nobody's
     if lab.reference.device == "cuda":

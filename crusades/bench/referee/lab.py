@@ -87,6 +87,8 @@ class Lab:
     keep_states: tuple[int, ...] = ()
     """Steps before which `measure` adds to `states`; only for plain eager training."""
     step: int = 0
+    left_out: float = 0.0
+    """What an adaptive recipe has left out so far, of a run's arithmetic."""
 
     def named(self) -> list[tuple[str, nn.Parameter]]:
         """Parameters that have a gradient."""
@@ -106,7 +108,7 @@ class Lab:
         """Train by `recipe`, audit: every statistic, and the seconds that training took."""
         self.reference.restore(self.initial)
         self.generator.manual_seed(11)
-        self.previous = {}
+        self.previous, self.left_out = {}, 0.0
         anchor = Anchor(self.reference, range(1, self.profile.steps), self.copies)
         reader = Reader(self.reference, self.exam.sample, self.profile.steps, anchor)
         reader.read(0)
@@ -117,6 +119,8 @@ class Lab:
         started = time.monotonic()
         train = self._train_submission if recipe.submission else self._train
         loss, logits = train(recipe, optimizer, reader)
+        if recipe.adaptive and not self.left_out:
+            raise NotImplementedError("it found nothing that it could leave out")
         seconds = time.monotonic() - started - sum(reader.off(row) + reader.excess[row] for row in range(1, self.profile.steps + 1))
         adam = audits.Adam(**optimizer_settings(self.profile))
         measured = audits.audit(reader.result(), expected_of(self.exam, self.reference.device), adam, self.profile.audit.group_min)

@@ -55,6 +55,8 @@ class Recipe:
     """(lab, step, module, x) → x·Wᵀ as the variant computes it, without the bias, or None for the true product."""
     first: int = 0
     """The first step that differs from plain eager training (or that a later one needs): what comes before may be shared."""
+    adaptive: bool = False
+    """It acts only where it finds that it may: `Lab.left_out` says what became of it."""
     submission: str = ""
     """Path of a train.py of ours whose inner_steps does the training instead of the lab."""
 

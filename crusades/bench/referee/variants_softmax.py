@@ -30,6 +30,9 @@ def softmax_shortcuts(steps: int) -> Iterator[Variant]:
         words = f"rows not in the batch from 1/{parts} of the tokens, the softmax of all{', last step' if late else ''}"
         work = HEAD / 3 * (1 - 1 / parts) * len(where) / steps
         yield Variant(words, "shortcut", recipe, f"softmax, rows{', late' if late else ''}", work, "random")
+    for where, words in (((0, 1), "first two steps"), (last, "last step")):
+        recipe = Recipe(backward_of_head=head_by_moments(where), micro=2, first=where[0])
+        yield Variant(f"hidden states' gradient of the head by moments, {words}", "shortcut", recipe, "softmax, moments", HEAD / 3 * len(where) / steps, "least visible")
     recipe = Recipe(backward_of_head=sampled_head(1 / 8, last), micro=2, first=steps - 1)
     yield Variant("softmax of a sample, rows not in the batch from 1/8 of the tokens, last step", "shortcut", recipe, "softmax, sampled, late", HEAD * 7 / 8 / steps, "least visible")
 
@@ -93,6 +96,23 @@ def sampled_rows(share: float, steps: tuple[int, ...]) -> Backward:
         dw[seen] = dy[:, seen].t() @ x
         dw[unseen] = (dy[chosen][:, unseen] * (len(dy) / len(chosen))).t() @ x[chosen]
         return None, dw
+
+    return backward
+
+
+def head_by_moments(steps: tuple[int, ...]) -> Backward:
+    """The head's weight gradient is the true one; what the rows of tokens that are not in the batch add to the hidden states'
+    gradient comes from the first two moments of their weights."""
+
+    def backward(lab: Lab, step: int, module: nn.Linear, x: torch.Tensor, dy: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor] | None:
+        if step not in steps:
+            return None
+        seen, unseen = vocabulary_of(lab, step, len(module.weight))
+        own, weight = dy[:, seen], module.weight.detach()
+        left = -own.float().sum(1, keepdim=True)  # every row of a softmax's gradient adds up to nothing
+        others = weight[unseen].float()
+        dx = own @ weight[seen] + (left * (others.mean(0) + others.var() * x.float())).to(x.dtype)
+        return dx, dy.t() @ x
 
     return backward
 
