@@ -1,7 +1,7 @@
 """What the judge says of each of several files, by the audit alone: `python benchmarks/verdicts.py FILE... [--profile P] [--device D]
 [--runs N] [--unsafe-no-sandbox]`.
 
-One slot, one exam set, a sandbox for each file, as for submissions that wait in a queue; the rules are not asked. Prints one JSON
+One slot, one set of exams, a sandbox for each file, as for submissions that wait in a queue; the rules are not asked. Prints one JSON
 object: per file the verdict, what was nearest to its limit or beyond it, and the seconds of its warm-up and of its runs, over
 those of the first file, so that it shows what a cheat would have saved.
 """
@@ -41,11 +41,11 @@ def told(verdict: Verdict) -> dict[str, Any]:
 async def judge(config: BenchConfig, files: list[Path]) -> dict[str, Any]:
     """Verdicts by file."""
     found: dict[str, Any] = {}
+    sources = [read_submission(path, config.hparams.fetch.max_bytes) for path in files]
     with tempfile.TemporaryDirectory() as folder:
         async with open_slot(dataclasses.replace(bench_slot(config, Path(folder) / "slot"), keeps_warm=True)) as slot:
-            for number, path in enumerate(files):
+            for number, (path, source) in enumerate(zip(files, sources, strict=True)):
                 await slot.warm(exams=not number)
-                source = read_submission(path, config.hparams.fetch.max_bytes)
                 line = told(await slot.evaluate(Job(f"file-{number}", source, commit_block=0, block=0, skip_rules=True)))
                 first = next(iter(found.values()), line)
                 if line["first_run_s"] and first["first_run_s"]:
