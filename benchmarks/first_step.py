@@ -1,6 +1,6 @@
 """What might go unseen in the first step alone, estimated from a calibration's results: `python benchmarks/first_step.py [RESULTS] [--profile P]`.
 
-Where the reference takes one step, no anchor meets it. Leaving out a share p of its tokens and counting the others more by
+No anchor meets it. Leaving out a share p of its tokens and counting the others more by
 1 / (1 − p) keeps the projection. What stays is the noise of the sub-sample: of the whole gradient √(error² − projection²) / (1 − p)
 of the recorded shortcut that leaves out p in every step, and in cells of n tokens a spread of √(p / (1 − p) / n). Prints both
 beside their limits, and the largest share that neither would see.

@@ -1,8 +1,7 @@
 """Cheats against the default profile's way of judging, on a CPU: `python benchmarks/red_team.py {trivial,softmax} [--tokens F]`.
 
-A bf16 Qwen2 of a few million parameters is trained by the cheat from an exam's weights and judged as the 3B profile is: the
-reference takes the first step, every late one is compared at the contestant's own weights, with that profile's shipped limits.
-Prints each audit, and what was nearest to its limit.
+A bf16 Qwen2 of a few million parameters is trained by the cheat from an exam's weights and judged as the 3B profile is, with that
+profile's shipped limits. Prints the audit, and what was nearest to its limit.
 
 * trivial: after an honest first step three small tensors are set so that the true gradient of the late steps is one vector,
   and set back before the last; a few hundred of billions of weights.
@@ -25,11 +24,8 @@ from crusades import hparams
 from crusades.bench.inside.model import make_optimizer
 from crusades.bench.referee import audit as audits
 from crusades.bench.referee import verdict
-from crusades.bench.referee.anchor import Anchor, Claims, Kept
-from crusades.bench.referee.anchored import compare
 from crusades.bench.referee.data import open_corpus
 from crusades.bench.referee.exam import Exam, expected_of, optimizer_settings, prepare_exam
-from crusades.bench.referee.lab import copies_for
 from crusades.bench.referee.models import CONFIGS, Reference, load_reference
 from crusades.bench.referee.reads import Reader
 from crusades.bench.referee.statistic import ratio
@@ -60,7 +56,7 @@ Cheat = Callable[[World, Iterator[torch.Tensor], torch.optim.Optimizer], torch.T
 """Trains on the batches; returns the last step's logits at the exam's places."""
 
 
-def world(folder: Path, *, vocabulary: int, layers: int, coordinates: int, columns: int, cells: int, learning_rate: float = 1e-4, std: float = 0.02) -> World:
+def world(folder: Path, *, vocabulary: int, layers: int, coordinates: int, columns: int, cells: int, learning_rate: float = 1e-5, std: float = 0.02) -> World:
     config = json.loads((CONFIGS / "qwen2.5-3b.json").read_text())
     config |= {"vocab_size": vocabulary, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": layers, "num_attention_heads": 4,
                "num_key_value_heads": 2, "initializer_range": std}
@@ -149,11 +145,11 @@ def sampled_softmax(share: float) -> Cheat:
     return train
 
 
-def judged(w: World, cheat: Cheat) -> Iterator[tuple[str, Any]]:
-    """The run's audit, then that of every anchored step."""
-    copies, adam = copies_for(w.reference, w.profile.steps), audits.Adam(**optimizer_settings(w.profile))
+def judged(w: World, cheat: Cheat) -> Any:
+    """The run's audit."""
+    adam = audits.Adam(**optimizer_settings(w.profile))
     w.reference.restore(w.initial)
-    reader = Reader(w.reference, w.exam.sample, w.profile.steps, Anchor(w.reference, range(1, w.profile.steps), copies))
+    reader = Reader(w.reference, w.exam.sample, w.profile.steps)
     reader.read(0)
 
     def batches() -> Iterator[torch.Tensor]:
@@ -165,12 +161,8 @@ def judged(w: World, cheat: Cheat) -> Iterator[tuple[str, Any]]:
     logits = cheat(w, batches(), w.optimizer())
     reader.read(w.profile.steps)
     w.reference.model.zero_grad(set_to_none=True)
-    reads, expected = reader.result(), expected_of(w.exam, "cpu")
-    found = [*audits.audit(reads, expected, adam, w.profile.audit.group_min), verdict.finite_result(0.0, logits)]
-    yield "the run", verdict.judge(found, w.profile.limits)
-    for step, weights in copies.items():
-        kept = Kept(0, step, w.exam, weights, w.initial, reads.weights[step].cpu(), reads.exp_avg[step : step + 2], Claims(0.0, logits), tuple(found))
-        yield f"step {step + 1}, anchored", verdict.judge([*found, *compare(kept, w.initial, w.reference, w.profile, adam)], w.profile.limits)
+    found = [*audits.audit(reader.result(), expected_of(w.exam, "cpu"), adam, w.profile.audit.group_min), verdict.finite_result(0.0, logits)]
+    return verdict.judge(found, w.profile.limits)
 
 
 def main() -> None:
@@ -183,13 +175,13 @@ def main() -> None:
         if given.cheat == "trivial":
             w, cheat = world(Path(folder), vocabulary=8192, layers=4, coordinates=260_000, columns=4096, cells=16), trivial
         else:
-            w = world(Path(folder), vocabulary=19_008, layers=3, coordinates=200_000, columns=2048, cells=8, learning_rate=8e-4, std=0.0566)
+            w = world(Path(folder), vocabulary=19_008, layers=3, coordinates=200_000, columns=2048, cells=8, learning_rate=8e-5, std=0.0566)
             cheat = sampled_softmax(given.tokens)
-        for name, audit in judged(w, cheat):
-            print(f"{name:18s} {'passes' if audit.passed else 'REJECTED'}: {audit.words}", flush=True)
-            judged_ones = [s for s in audit.statistics if s.limit]
-            for s in sorted(judged_ones, key=lambda s: -ratio(s.value, s.limit))[:3]:
-                print(f"    {s.name:28s} {s.value:9.4g} of {s.limit:9.4g}  {s.where}")
+        audit = judged(w, cheat)
+        print(f"{'passes' if audit.passed else 'REJECTED'}: {audit.words}", flush=True)
+        judged_ones = [s for s in audit.statistics if s.limit]
+        for s in sorted(judged_ones, key=lambda s: -ratio(s.value, s.limit))[:6]:
+            print(f"    {s.name:28s} {s.value:9.4g} of {s.limit:9.4g}  {s.where}")
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def recorded():
     ("layers", "frozen", {"layer_projection"}), ("layers, late", "frozen", {"layer_projection"}),
     ("coordinates", "smallest rows zeroed", {"silent", "unseen_error", "seen_projection"}),
     ("heads", "heads frozen", {"silent", "tensor_projection"}),
-    ("softmax, rows", "", {"unseen_group_spread"}), ("softmax", "filtered", {"unseen_projection"}),
+    ("softmax, rows", "", {"unseen_group_spread", "unseen_moment_error", "unseen_projection"}), ("softmax", "filtered", {"unseen_projection"}),
     ("steps", "", {"unmoved", "stale_gradient", "gradient_projection"}),
     ("tokens", "last 2.0% of every", {"slice_attribution"}), ("tokens", "last 25.0% of every", {"slice_attribution"}),
     ("tokens", "50.0% of the tokens", {"gradient_projection", "even_projection"}), ("tokens, late", "% of the tokens", {"gradient_projection", "even_projection"}),

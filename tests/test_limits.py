@@ -65,8 +65,21 @@ def test_few_exams_tell_no_more_than_their_worst():
     assert bounds.reach("gradient_error", 0, many([1e-3] * 6 + [2e-3])) == 2e-3
 
 
-def test_of_many_exams_twice_the_worst_is_to_be_expected():
-    assert bounds.reach("gradient_error", 0, many([1e-3 + 1e-6 * i for i in range(20)])) == pytest.approx(2 * 1.019e-3)
+def test_of_many_exams_that_agree_the_worst_is_enough():
+    assert bounds.reach("gradient_error", 0, many([1e-3 + 1e-6 * i for i in range(20)])) == pytest.approx(1.019e-3)
+
+
+def test_of_many_exams_that_do_not_twice_the_worst_is_to_be_expected():
+    assert bounds.reach("gradient_error", 0, many([1e-3 * 1.08**i for i in range(20)])) == pytest.approx(2 * 1e-3 * 1.08**19)
+
+
+def test_where_the_tail_is_known_limits_are_no_farther_out_than_it_says():
+    """Else the gap between the populations is free for whatever is in neither."""
+    few, many_of_them = (many([1e-3 + 1e-6 * i for i in range(count)]) for count in (5, 20))
+    shortcut = result("s", "shortcut", 0.01, values=[1.0])
+    close = result("t", "shortcut", 0.01, values=[5e-3])
+    assert bounds.limits_of([*many_of_them, shortcut, close])["gradient_error"][0] < 2.5e-3
+    assert bounds.limits_of([*few, shortcut])["gradient_error"][0] > 2e-2
 
 
 def test_the_longer_the_tail_the_further_it_reaches():
@@ -100,10 +113,10 @@ def test_no_exam_of_the_record_would_have_been_an_honest_miners_bad_luck():
     """Each in turn is left out, limits are set without it, and its honest results are judged by them."""
     results = read_results(ROOT / "docs" / "calibration" / "qwen2.5-3b" / "results.jsonl")
     exams = {r.exam for r in results} - {0}  # shortcuts were measured on exam 0
-    assert len(exams) >= 20
+    assert len(exams) >= 10
     for exam in exams:
         limits = bounds.limits_of(r for r in results if r.exam != exam)
-        assert [(r.variant, r.exam) for r in results if r.exam == exam and bounds.caught_by(r, limits)] == []
+        assert [(r.variant, r.exam) for r in results if r.exam == exam and r.population == "honest" and bounds.caught_by(r, limits)] == []
 
 
 def test_a_statistic_that_only_later_results_have_is_judged_by_those():

@@ -22,7 +22,7 @@ def inner_steps(model, data_iterator, optimizer, num_steps, device):
     for _ in range(num_steps):
         batch = next(data_iterator).to(device)
         logits = model(batch[:, :-1]).logits
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
+        loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
         loss.backward()
         with torch.no_grad():
             for parameter in parameters:

@@ -22,7 +22,7 @@ def inner_steps(model, data_iterator, optimizer, num_steps, device):
         last = step == num_steps - 1
         with torch.no_grad() if last else torch.enable_grad():
             logits = model(batch[:, :-1]).logits
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
+            loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
         if last:
             break
         loss.backward()

@@ -22,11 +22,11 @@ def inner_steps(model, data_iterator, optimizer, num_steps, device):
         if step % 2 == 0:
             optimizer.zero_grad(set_to_none=True)
             logits = model(batch[:, :-1]).logits
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
+            loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
             loss.backward()
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     with torch.no_grad():
         logits = model(batch[:, :-1]).logits
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
+        loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
     return InnerStepsResult(logits, num_steps * batch.numel(), loss.item())

@@ -77,7 +77,7 @@ def compare_here(kept: Kept, reference: Reference, profile: Profile, adam: Adam,
     own = Expected(
         weights=kept.read[None].to(device), exp_avg_sq=exam.exp_avg_sq.to(device) if exam.whole else None, gradient=gradient[None], columns=columns[None, :, :planned],
         chosen=exam.plan.chosen.to(device), families=parts.families, part_names=parts.names, groups=groups_of(exam.sample, device), standing=standing.to(device)[None],
-        of_head=of_head.to(device), head_columns=columns[:, planned:],
+        of_head=of_head.to(device), head_columns=columns[:, planned:], beyond=pass_.beyond[-1][None].to(device),
     )  # fmt: skip
     found = [Measured("weights", (changed,), ("",)), *audits.anchored(kept.exp_avg.to(device), own, adam, profile.steps, profile.audit.group_min)]
     found = [_at_step(kept, profile, m) for m in found]

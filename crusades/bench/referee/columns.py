@@ -14,9 +14,10 @@ no batch had: those are named step by step.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -117,6 +118,7 @@ class ColumnTaps:
         if of_head is not None and (found := head_of(model, layout)):
             self._taps[found[0]] = [_make_tap(found[0], "weight", found[1], index, (planned, planned + more))]
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._deaf = False
 
     def __enter__(self) -> ColumnTaps:
         self._handles = [module.register_forward_hook(self._on_forward) for module in self._taps]
@@ -126,12 +128,23 @@ class ColumnTaps:
         for handle in self._handles:
             handle.remove()
 
+    @contextlib.contextmanager
+    def deaf(self) -> Iterator[None]:
+        """While another gradient than the loss's goes back."""
+        self._deaf = True
+        try:
+            yield
+        finally:
+            self._deaf = False
+
     def _on_forward(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         if output.requires_grad:
             output.register_hook(self._on_backward(module, inputs[0].detach()))
 
     def _on_backward(self, module: nn.Module, x: torch.Tensor) -> Callable[[torch.Tensor], None]:
         def hook(dy: torch.Tensor) -> None:
+            if self._deaf:
+                return
             flat_dy = dy.reshape(-1, dy.shape[-1])
             flat_x = x.reshape(-1, x.shape[-1])
             if not flat_dy.is_cuda:  # a card multiplies bf16 and adds in float32; a CPU would add in bf16, and slowly

@@ -16,7 +16,7 @@ from crusades.records import Statistic
 OPTIMIZER = frozenset({"optimizer_second_moment", "optimizer_weights"})
 """A false gradient breaks AdamW's arithmetic as well, so that these are named only where nothing else fails."""
 
-_WHOLE = (("unmoved", 0.9), ("stale_gradient", 0.5))
+_WHOLE = (("unmoved", 0.9), ("stale_gradient", 0.4))
 """Statistics that explain a failure, from the value on at which they do, even if the gradient as a whole is missing."""
 
 _PARTS = (
@@ -34,7 +34,7 @@ So a slice is to blame if it stands out from the secret cells, which are as larg
 sequence is left out at its end, it is at 1.4 (of 60 exams, docs/log.md, 2026-11-27) to 19 times the worst of them; where rows are zeroed
 or stale, heads frozen, products in int8, and a slice comes to 0.3, at 1.25 times at most (`benchmarks/diagnoses.py --each`)."""
 
-SILENT, OF_ERROR = 0.002, 0.3
+SILENT, OF_ERROR = 0.002, 0.25
 """Coordinates without a gradient explain a squared error in which their share is as large as among the coordinates: rows of all matrices
 zeroed are 0.9 and more of it in the first step, half in the worst anchored one; whatever is wrong everywhere (precision, tokens) has some that became silent by chance, at most 0.1."""
 
@@ -44,6 +44,13 @@ _SIZES = (("gradient_projection", "gradient_error"), ("even_projection", "even_e
 IN_SIZE = 0.4
 """The share of the squared error that size alone must explain for it to be named: 0.6 to 0.9 where half of the tokens are left out, less for
 fewer (a tenth of them: 0.1 to 0.4), almost nothing where the others are given their weight."""
+
+IN_ALL = 0.5
+"""Where the vocabulary's rows of tokens in no batch, the most exact ones, are short by some share, and the gradient as a whole by at
+least this part of that share, tokens are missing and not rows: 0.9 to 1.1 where tokens are left out, 0.1 at most where rows are. Not so
+where size is next to nothing of the error (tokens weighted up in the others' place), or what is there instead is the step before's."""
+NOTHING = 0.015
+"""Less than this share of the squared error."""
 
 NEARLY_RIGHT = 0.1
 """A typical error up to this is "a little off"; over it the words are too mild."""
@@ -88,15 +95,21 @@ def _explanation(failing: dict[str, Statistic], value: dict[str, float]) -> Stat
         return all_missing
     if of("slice_attribution") >= max(SLICE, OVER_CELLS * value.get("cell_attribution", 0.0)):
         return failing["slice_attribution"]
-    if of("silent") >= max(SILENT, OF_ERROR * value.get("gradient_error", 0.0) ** 2):
+    off = max(value.get("gradient_error", 0.0), value.get("even_error", 0.0))  # either may be judged in other steps alone
+    if of("silent") >= max(SILENT, OF_ERROR * off**2):
         return failing["silent"]
-    return next((failing[size] for size, error in _SIZES if of(size) > 0 and of(size) ** 2 >= IN_SIZE * value.get(error, math.inf) ** 2), None)
+    if explained := next((failing[size] for size, error in _SIZES if of(size) > 0 and of(size) ** 2 >= IN_SIZE * value.get(error, math.inf) ** 2), None):
+        return explained
+    short = of("even_projection")
+    whole = short**2 >= NOTHING * value.get("even_error", math.inf) ** 2 and short > of("stale_gradient")
+    return failing["even_projection"] if whole and 0 < IN_ALL * of("unseen_projection") <= short else None
 
 
 def _vague(s: Statistic) -> bool:
-    """Whether its words say less than any other's would."""
+    """Whether its words say less than any other's would, or something else than what is wrong: whatever is wrong with a gradient
+    silences some coordinates by chance."""
     name = plain_name(s.name)
-    return name == "outliers" or (name.endswith("typical_error") and (s.value or 0.0) > NEARLY_RIGHT)
+    return name in ("outliers", "silent", "softmax_attribution") or (name.endswith("typical_error") and (s.value or 0.0) > NEARLY_RIGHT)
 
 
 def _furthest(statistics: Iterable[Statistic]) -> Statistic:

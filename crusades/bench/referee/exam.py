@@ -24,6 +24,7 @@ from crusades.bench.referee.layout import Sample
 from crusades.bench.referee.loss import losses
 from crusades.bench.referee.measured import Expected
 from crusades.bench.referee.models import Reference
+from crusades.bench.referee.softmax import BeyondMoments
 from crusades.hparams import Profile
 
 
@@ -39,6 +40,8 @@ class Exam(Draft):
     """(R, n) float32: the gradient of the mean loss of each step."""
     columns: torch.Tensor
     """(R, parts, c) float32: each part's share of `gradient` at the chosen coordinates."""
+    beyond: torch.Tensor
+    """(R, n) float32: the part of `gradient` that moments of the output layer's rows do not make (`softmax.py`)."""
     losses: tuple[float, ...]
     logits: torch.Tensor
     """(rows, columns) float32 of the last step; zeros when the reference did not take it."""
@@ -70,7 +73,7 @@ def expected_of(exam: Exam, device: str) -> Expected:
     return Expected(
         weights=exam.weights.to(device), exp_avg_sq=exam.exp_avg_sq.to(device) if exam.whole else None, gradient=exam.gradient.to(device),
         columns=exam.columns.to(device), chosen=exam.plan.chosen.to(device), families=exam.parts[0].families, part_names=exam.parts[0].names,
-        groups=groups_of(exam.sample, device), standing=torch.stack([exam.standing(step) for step in range(len(exam.gradient))]).to(device),
+        groups=groups_of(exam.sample, device), standing=torch.stack([exam.standing(step) for step in range(len(exam.gradient))]).to(device), beyond=exam.beyond.to(device),
     )  # fmt: skip
 
 
@@ -99,7 +102,7 @@ def _answered(draft: Draft, reference: Reference, profile: Profile, initial: tor
         pass_.step(draft.batches[step], parts_of_step, last=step == profile.steps - 1)
     return Exam(
         **vars(draft), weights=torch.stack(pass_.weights), exp_avg_sq=torch.stack(pass_.exp_avg_sq), gradient=torch.stack(pass_.gradients),
-        columns=torch.stack(pass_.columns), losses=tuple(pass_.losses), logits=pass_.logits, seconds=time.monotonic() - started,
+        columns=torch.stack(pass_.columns), beyond=torch.stack(pass_.beyond), losses=tuple(pass_.losses), logits=pass_.logits, seconds=time.monotonic() - started,
     )  # fmt: skip
 
 
@@ -120,6 +123,7 @@ class ReferencePass:
         self.exp_avg_sq: list[torch.Tensor] = []
         self.gradients: list[torch.Tensor] = []
         self.columns: list[torch.Tensor] = []
+        self.beyond: list[torch.Tensor] = []
         self.losses: list[float] = []
         self.logits = torch.zeros(len(draft.logit_rows), len(draft.logit_columns))
 
@@ -145,20 +149,24 @@ class ReferencePass:
         reference, size = self._reference, self._profile.audit.micro_batch
         tokens, parts = torch.from_numpy(batch).to(reference.device), parts.on(reference.device)
         loss = torch.zeros((), device=reference.device)
-        with ColumnTaps(reference.model, reference.layout, self._sample, self._plan, len(parts.names), reference.device, of_head) as taps:
+        moments = BeyondMoments(reference, self._index, self._sample.bounds)
+        with ColumnTaps(reference.model, reference.layout, self._sample, self._plan, len(parts.names), reference.device, of_head) as taps, moments:
             meanwhile()
             for start in range(0, len(tokens), size):
-                loss += self._micro_batch(tokens, slice(start, min(start + size, len(tokens))), parts, taps, last)
+                loss += self._micro_batch(tokens, slice(start, min(start + size, len(tokens))), parts, taps, moments, last)
         self.losses.append(loss.item())
+        self.beyond.append(moments.found.cpu())
         return self._sampled_gradient(), taps.columns
 
-    def _micro_batch(self, tokens: torch.Tensor, rows: slice, parts: Parts, taps: ColumnTaps, last: bool) -> torch.Tensor:
+    def _micro_batch(self, tokens: torch.Tensor, rows: slice, parts: Parts, taps: ColumnTaps, moments: BeyondMoments, last: bool) -> torch.Tensor:
         x, y = tokens[rows, :-1], tokens[rows, 1:]
         logits = self._reference.model(x).logits
         each = losses(logits.flatten(0, 1), y.flatten())
         taps.indicator = parts.indicator(rows, each.detach().view(y.shape))
         if last:
             self._keep_logits(logits.detach(), rows)
+        with taps.deaf():
+            moments.add(logits, tokens.shape[0] * y.shape[1])
         loss = each.sum() / (tokens.shape[0] * y.shape[1])
         loss.backward()
         return loss.detach()

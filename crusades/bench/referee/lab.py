@@ -86,6 +86,8 @@ class Lab:
     """step → what a plain eager run of this exam left before it; a variant starts at the last one not after its `first`."""
     keep_states: tuple[int, ...] = ()
     """Steps before which `measure` adds to `states`; only for plain eager training."""
+    before: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
+    """On the host: the weights before the last update, for variants that go back to them."""
     step: int = 0
     left_out: float = 0.0
     """What an adaptive recipe has left out so far, of a run's arithmetic."""
@@ -220,7 +222,7 @@ class Lab:
         size = recipe.micro or len(tokens)
         total, kept = 0.0, torch.zeros(self.exam.logits.shape)
         if step in recipe.early:
-            self._go_to(step - 1)
+            now = self._go_back()
         for start in range(0, len(tokens), size):
             total += self._micro_batch(recipe, step, tokens, slice(start, start + size), forward, kept)
             if recipe.compile == "reduce-overhead" and not start:  # the graph's own memory: its next replay would overwrite them
@@ -228,7 +230,7 @@ class Lab:
                     assert parameter.grad is not None
                     parameter.grad = parameter.grad.clone()
         if step in recipe.early:  # what is claimed is true all the same
-            self._go_to(step)
+            self.reference.memory.weights.copy_(now)
             asked = dataclasses.replace(recipe, stale=(step,))
             total = sum(self._micro_batch(asked, step, tokens, slice(start, start + size), forward, kept) for start in range(0, len(tokens), size))
         if step in recipe.stale and self.previous:
@@ -238,16 +240,18 @@ class Lab:
             recipe.edit_gradients(self, step)
         if self.keep_previous or recipe.stale:
             self.previous = {n: q.grad.clone() for n, q in self.named() if q.grad is not None}
+        if step + 1 in recipe.early:
+            self.before = self.reference.memory.weights.to("cpu", copy=True)
         if step not in recipe.no_update:
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return total, kept
 
-    def _go_to(self, step: int) -> None:
-        """Put back the weights that stood before a step. NotImplementedError where they were not kept."""
-        if step not in self.copies:
-            raise NotImplementedError("weights of earlier steps are kept only where runs are anchored")
-        self.reference.memory.weights.copy_(self.copies[step])
+    def _go_back(self) -> torch.Tensor:
+        """Put back the weights that stood before the last update; returns those that stood there now, on the host."""
+        now = self.reference.memory.weights.to("cpu", copy=True)
+        self.reference.memory.weights.copy_(self.before)
+        return now
 
     def _micro_batch(self, recipe: Recipe, step: int, tokens: torch.Tensor, rows: slice, forward: Callable[..., torch.Tensor], kept: torch.Tensor) -> float:
         x, y = tokens[rows, :-1], tokens[rows, 1:]

@@ -3,8 +3,9 @@
 For each statistic and step, with h how far out honest work may stand (`reach`: the worst that was measured and, where enough
 exams were, more by the weight of the tail): a shortcut counts for that statistic where it stands at least `room` times as far
 out. The limit is the geometric mean of h and the mildest of those distances, so that both sides keep a factor of at least
-√room. The room is the largest of `ROOMS` with which no shortcut is missed that the smallest room would catch: honest work that
-nobody has thought of gets all the space there is. A statistic that no shortcut stands clear in is reported, not judged.
+√room. Where enough exams were to know the tail, the room is the smallest of `ROOMS`: space between the populations is space for
+shortcuts that are in neither. Else it is the largest with which no shortcut is missed that the smallest would catch: honest work that
+nobody has measured gets all the space there is. A statistic that no shortcut stands clear in is reported, not judged.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ EXAMS_FOR_A_TAIL = 8
 TAIL_SHARE, HEAVIEST = 1 / 6, 0.4
 """The tail's index is estimated (Hill 1975) from this share of the values; where it is larger than `HEAVIEST`, no number of
 exams that anybody would measure makes a limit safe."""
-UNLUCKY = 1e-4
-"""The share of honest values that may come as far out as the closest limit, by that tail."""
+UNLUCKY, RARE = 1e-4, 1e-7
+"""The share of honest values that may come as far out as the closest limit, by that tail; and the share that decides, where the tail is
+so light that it matters, whether the closest limit is nearer than four times the worst."""
 FOLLOWS = 0.1
 """While the worst honest gradient error of a step is below this, honest trajectories are the reference's. Beyond, and where
 anchored steps make it needless, late steps are not judged along them: what bf16 makes of them belongs to the exam. Steps that
@@ -67,6 +69,8 @@ def limits_of(results: Iterable[Result]) -> dict[str, list[float]]:
     """Statistic → limit per step. Statistics without a usable limit in any step are left out. ValueError without honest results."""
     results = [r for r in results if not r.error]
     tightest = limits_with_room(results, ROOMS[-1])
+    if len({r.exam for r in results if r.population == "honest"}) >= EXAMS_FOR_A_TAIL:
+        return tightest
     caught = _caught(results, tightest)
     return next((found for room in ROOMS if _caught(results, found := limits_with_room(results, room)) >= caught), tightest)
 
@@ -129,13 +133,15 @@ def reach(name: str, step: int, honest: list[Result]) -> float:
 
 
 def _beyond(values: list[float]) -> float:
-    """Half of what a share of `UNLUCKY` comes to, by the values that were seen, largest first, and never less than twice the
-    largest: the closest limit is twice as far out."""
+    """Half of what a share of `UNLUCKY` comes to, by the values that were seen, largest first, for the closest limit is twice as far
+    out; and half of what a share of `RARE` does, but between the largest and twice that: room that no honest work needs is room for
+    shortcuts (a few percent of the tokens left out and the others weighted up would fit below four times the worst error)."""
     count = max(3, round(len(values) * TAIL_SHARE))
     index = statistics.mean(math.log(value / values[count]) for value in values[:count])
     if index > HEAVIEST:
         return math.inf
-    return float(values[0] * max(2.0, (len(values) * UNLUCKY) ** -index / 2))
+    half = lambda share: (len(values) * share) ** -index / 2  # noqa: E731
+    return float(values[0] * max(1.0, min(2.0, half(RARE)), half(UNLUCKY)))
 
 
 def _drifts(step: int, honest: list[Result]) -> bool:

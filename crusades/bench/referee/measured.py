@@ -42,6 +42,8 @@ class Expected:
     """int64 (h,): coordinates in the head's rows of tokens that no batch had, where their columns are known: of one step alone."""
     head_columns: torch.Tensor | None = None
     """(parts, h) float32."""
+    beyond: torch.Tensor | None = None
+    """(S, n) float32: what of the gradient the output layer's rows make beyond their first moments (`softmax.py`)."""
 
 
 @dataclass(frozen=True)

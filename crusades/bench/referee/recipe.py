@@ -50,7 +50,7 @@ class Recipe:
     stale: tuple[int, ...] = ()
     """Steps that use the gradient of the step before."""
     early: tuple[int, ...] = ()
-    """Steps whose gradient is of their own tokens at the weights before the last update (needs `Lab.copies`)."""
+    """Steps whose gradient is of their own tokens at the weights before the last update."""
     forward_of_linear: Callable[[Lab, int, nn.Linear, torch.Tensor], torch.Tensor | None] | None = None
     """(lab, step, module, x) → x·Wᵀ as the variant computes it, without the bias, or None for the true product."""
     first: int = 0

@@ -37,6 +37,7 @@ WORDS = {
     "cell_attribution": "the tokens of {where} were not trained on in full",
     "cell_spread": "secret groups of tokens were not all trained on alike",
     "slice_attribution": "not trained on in full: {where}",
+    "softmax_attribution": "the hidden states' gradient was not made from all rows of the output layer",
     "step_error": "the update is not AdamW's update for the batch",
     "unmoved": "weights that should have moved did not",
     "update_error": "the final weights are not those that training gives",

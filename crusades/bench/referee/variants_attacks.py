@@ -201,17 +201,17 @@ def _name(lab: Lab, module: nn.Linear) -> str:
     return next(str(name).rpartition(".")[2] for name, each in lab.reference.model.named_modules() if each is module)
 
 
-RANK_SHARE, TRUE_ROWS = 16, 32
+TRUE_ROWS = 32
 
 
-def _few_directions(steps: tuple[int, ...], tolerance: float) -> Backward:
-    """Weight gradients of the MLP and of the attention's output from a sixteenth of the inputs' directions (a random sketch's),
+def _few_directions(steps: tuple[int, ...], share: float, tolerance: float) -> Backward:
+    """Weight gradients of the MLP and of the attention's output from a `share` of the inputs' directions (a random sketch's),
     wherever a few true rows say that they are off by no more than `tolerance`; scaled so that the projection is right."""
 
     def backward(lab: Lab, step: int, module: nn.Linear, x: torch.Tensor, dy: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor] | None:
         if step not in steps or _name(lab, module) not in ("gate_proj", "up_proj", "down_proj", "o_proj"):
             return None
-        rank = min(x.shape) // RANK_SHARE
+        rank = max(1, int(min(x.shape) * share))
         sketch = torch.randn(rank, len(x), device=x.device, dtype=x.dtype) @ x
         basis = torch.linalg.qr(sketch.float().t()).Q.to(x.dtype)
         left, some = dy.t() @ (x @ basis), torch.randint(0, dy.shape[1], (TRUE_ROWS,), device=x.device)
@@ -219,8 +219,29 @@ def _few_directions(steps: tuple[int, ...], tolerance: float) -> Backward:
         off = float(((left[some] @ basis.t()).float() - true).norm() / true.norm())
         if off > tolerance:
             return None
-        lab.left_out += (1 - 1 / RANK_SHARE) * module.weight.numel() / lab.reference.layout.parameters / 3 / lab.profile.steps
+        lab.left_out += (1 - share) * module.weight.numel() / lab.reference.layout.parameters / 3 / lab.profile.steps
         return None, (left @ basis.t()) * (1 / (1 - off * off))
+
+    return backward
+
+
+def _few_outputs(steps: tuple[int, ...], share: float, tolerance: float) -> Backward:
+    """The same with the directions of the outputs' gradients, from which the inputs' gradient follows, too."""
+
+    def backward(lab: Lab, step: int, module: nn.Linear, x: torch.Tensor, dy: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor] | None:
+        if step not in steps or _name(lab, module) not in ("gate_proj", "up_proj", "down_proj", "o_proj"):
+            return None
+        rank = max(1, int(min(dy.shape) * share))
+        sketch = torch.randn(rank, len(dy), device=dy.device, dtype=dy.dtype) @ dy
+        basis = torch.linalg.qr(sketch.float().t()).Q.to(dy.dtype)
+        at = dy @ basis
+        left, some = basis @ (at.t() @ x), torch.randint(0, x.shape[1], (TRUE_ROWS,), device=x.device)
+        true = (dy.t() @ x[:, some]).float()
+        off = float((left[:, some].float() - true).norm() / true.norm())
+        if off > tolerance:
+            return None
+        lab.left_out += 2 * (1 - share) * module.weight.numel() / lab.reference.layout.parameters / 3 / lab.profile.steps
+        return at @ (basis.t() @ module.weight), left * (1 / (1 - off * off))
 
     return backward
 
@@ -275,6 +296,9 @@ def _red_team(steps: int, batch: int) -> Iterator[Variant]:
     yield team("all backward products on half of the rows, last two steps", 2 / 15, _gathered(late))
     yield team("no gradient of the queries, last two steps", 0.01, Recipe(backward_of_linear=_no_query_gradient(late), first=late[0]))
     yield team("last step's gradient at the weights before the last update", 0.0, Recipe(early=last, first=max(0, steps - 2)))
-    for tolerance in (0.02, 0.04, 0.08):
-        recipe = Recipe(backward_of_linear=_few_directions(tuple(range(1, steps)), tolerance), first=1, adaptive=True)
-        yield Variant(f"weight gradients from a few directions, up to {tolerance:.0%} off", "shortcut", recipe, "directions", 0.01, "least visible")
+    for part, tolerance in ((16, 0.04), (16, 0.08), (16, 0.16), (4, 0.2), (2, 0.3)):
+        recipe = Recipe(backward_of_linear=_few_directions(tuple(range(steps)), 1 / part, tolerance), adaptive=True)
+        yield Variant(f"weight gradients from 1/{part} of the directions, up to {tolerance:.0%} off", "shortcut", recipe, "directions", 0.01, "least visible")
+    for part, tolerance in ((16, 0.16), (4, 0.3)):
+        recipe = Recipe(backward_of_linear=_few_outputs(tuple(range(steps)), 1 / part, tolerance), adaptive=True)
+        yield Variant(f"gradients from 1/{part} of the outputs' directions, up to {tolerance:.0%} off", "shortcut", recipe, "directions", 0.01, "least visible")

@@ -30,9 +30,11 @@ def softmax_shortcuts(steps: int) -> Iterator[Variant]:
         words = f"rows not in the batch from 1/{parts} of the tokens, the softmax of all{', last step' if late else ''}"
         work = HEAD / 3 * (1 - 1 / parts) * len(where) / steps
         yield Variant(words, "shortcut", recipe, f"softmax, rows{', late' if late else ''}", work, "random")
-    for where, words in (((0, 1), "first two steps"), (last, "last step")):
-        recipe = Recipe(backward_of_head=head_by_moments(where), micro=2, first=where[0])
-        yield Variant(f"hidden states' gradient of the head by moments, {words}", "shortcut", recipe, "softmax, moments", HEAD / 3 * len(where) / steps, "least visible")
+    for where, words in ((every, "every step"), (last, "last step")):
+        recipe, work = Recipe(backward_of_head=head_by_moments(where), micro=2, first=where[0]), HEAD / 3 * len(where) / steps
+        yield Variant(f"hidden states' gradient of the head by moments, {words}", "shortcut", recipe, "softmax, moments", work, "least visible")
+        recipe = Recipe(backward_of_head=head_by_moments(where, sampled=True), micro=2, first=where[0])
+        yield Variant(f"hidden states' gradient of the head by moments and a sample, {words}", "shortcut", recipe, "softmax, moments", work * (1 - 1 / SAMPLED), "least visible")
     recipe = Recipe(backward_of_head=sampled_head(1 / 8, last), micro=2, first=steps - 1)
     yield Variant("softmax of a sample, rows not in the batch from 1/8 of the tokens, last step", "shortcut", recipe, "softmax, sampled, late", HEAD * 7 / 8 / steps, "least visible")
 
@@ -100,9 +102,10 @@ def sampled_rows(share: float, steps: tuple[int, ...]) -> Backward:
     return backward
 
 
-def head_by_moments(steps: tuple[int, ...]) -> Backward:
+def head_by_moments(steps: tuple[int, ...], *, sampled: bool = False) -> Backward:
     """The head's weight gradient is the true one; what the rows of tokens that are not in the batch add to the hidden states'
-    gradient comes from the first two moments of their weights."""
+    gradient comes from the first two moments of their weights; `sampled`: what those do not tell of it, from a few of the
+    rows, weighted up, so that the estimate is nearly unbiased."""
 
     def backward(lab: Lab, step: int, module: nn.Linear, x: torch.Tensor, dy: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor] | None:
         if step not in steps:
@@ -112,6 +115,11 @@ def head_by_moments(steps: tuple[int, ...]) -> Backward:
         left = -own.float().sum(1, keepdim=True)  # every row of a softmax's gradient adds up to nothing
         others = weight[unseen].float()
         dx = own @ weight[seen] + (left * (others.mean(0) + others.var() * x.float())).to(x.dtype)
+        if sampled:
+            drawn = unseen[lab.random(len(unseen)).argsort()[: max(64, len(unseen) // SAMPLED)]]
+            some = dy[:, drawn]
+            by_moments = some.float().sum(1, keepdim=True) * (others.mean(0) + others.var() * x.float())
+            dx = dx + (((some @ weight[drawn]).float() - by_moments) * (len(unseen) / len(drawn))).to(x.dtype)
         return dx, dy.t() @ x
 
     return backward

@@ -57,6 +57,8 @@ def _tokens(steps: int, sizes: tuple[float, ...]) -> Iterator[Variant]:
         yield Variant(f"{size:.1%} of the tokens", "shortcut", Recipe(weights=random_tokens(size, every)), "tokens", size * 2 / 3, "random")
         yield Variant(f"{size:.1%} easiest tokens", "shortcut", Recipe(weights=_easy_tokens(size, every)), "tokens", size * 2 / 3, "least visible")
         yield Variant(f"last {size:.1%} of every sequence", "shortcut", Recipe(weights=_tail_tokens(size)), "tokens", size, "random")
+        recipe = Recipe(weights=random_tokens(size, every, reweight=True))
+        yield Variant(f"{size:.1%} of the tokens left out, the others weighted up", "shortcut", recipe, "tokens, weighted up", size * 2 / 3, "random")
         late = min(size * steps, 1.0)
         if late < 1:
             yield Variant(f"{late:.1%} of the tokens, last step", "shortcut", Recipe(weights=random_tokens(late, last), first=steps - 1), "tokens, late", size * 2 / 3, "random")
