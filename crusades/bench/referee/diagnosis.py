@@ -16,7 +16,7 @@ from crusades.records import Statistic
 OPTIMIZER = frozenset({"optimizer_second_moment", "optimizer_weights"})
 """A false gradient breaks AdamW's arithmetic as well, so that these are named only where nothing else fails."""
 
-_WHOLE = (("unmoved", 0.9), ("stale_gradient", 0.4))
+_WHOLE = (("unmoved", 0.9), ("stale_gradient", 0.25))
 """Statistics that explain a failure, from the value on at which they do, even if the gradient as a whole is missing."""
 
 _PARTS = (
