@@ -37,9 +37,10 @@ def named(profile: str) -> Iterator[tuple[Result, Statistic, Audit]]:
 
 
 def shares(audit: Audit) -> str:
-    """What `diagnosis.py` compares, of statistics that have a value."""
+    """What `diagnosis.py` compares, of statistics that have a value; of `silent` it takes the smaller of its two."""
     value = {s.name: s.value for s in audit.statistics if s.value}
-    pairs = {"slice/cell": ("slice_attribution", "cell_attribution", 1), "silent/error²": ("silent", "gradient_error", 1),
+    pairs = {"slice/cell": ("slice_attribution", "cell_attribution", 1), "size/unseen": ("even_projection", "unseen_projection", 1),
+             "silent/error²": ("silent", "gradient_error", 1), "silent/even error²": ("silent", "even_error", 1),
              "size²/error²": ("gradient_projection", "gradient_error", 2), "even size²/error²": ("even_projection", "even_error", 2)}  # fmt: skip
     told = []
     for prefix in ("", PREFIX):

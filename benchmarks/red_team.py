@@ -64,7 +64,7 @@ def world(folder: Path, *, vocabulary: int, layers: int, coordinates: int, colum
     shipped, replace = hparams.load().profile("qwen2.5-3b"), msgspec.structs.replace
     profile = replace(
         shipped, model=replace(shipped.model, config=str(folder / "config.json")), sequence_length=128, device="cpu", guaranteed_bytes=0, learning_rate=learning_rate,
-        audit=replace(shipped.audit, coordinates=coordinates, column_coordinates=columns, fine_cells=cells))  # fmt: skip
+        audit=replace(shipped.audit, coordinates=coordinates, column_coordinates=columns, cells=cells))  # fmt: skip
     reference = load_reference(profile.model, "cpu", None)
     initial = reference.redraw(1)
     return World(profile, reference, prepare_exam(reference, open_corpus(profile, reference.vocabulary, None), profile, initial, b"0" * 16), initial)

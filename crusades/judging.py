@@ -208,7 +208,9 @@ async def _evaluate(ctx: Context, seat: Seat, judge: Judge, row: Submission) -> 
 async def _attempt(ctx: Context, seat: Seat, judge: Judge, row: Submission, source: Source) -> None:
     begun, rules = ctx.now(), rules_of(ctx, seat)
     # Where steps are anchored nothing is kept: the anchors have died with the attempt, and its runs would never be compared with them.
-    seat.keeps_runs = not rules.hparams.profile(rules.profile).audit.anchored_runs
+    # Nor where today's rules stand for those of then: the runs were made and judged by others.
+    same = ctx.rulebook.version_at(row.commit_block) == rules.version
+    seat.keeps_runs = same and not rules.hparams.profile(rules.profile).audit.anchored_runs
     kept = await ctx.store.begin_attempt(row.id, slot=seat.name, block=ctx.block, keep_runs=seat.keeps_runs)
     if kept is None:
         return  # the chain withdrew it meanwhile

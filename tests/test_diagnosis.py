@@ -38,6 +38,39 @@ def test_a_slice_is_named_where_it_stands_out_from_the_cells():
     assert named(slice_attribution=0.4, cell_attribution=0.25, gradient_error=0.4, typical_error=0.4, typical_error__over=1e6) == "slice_attribution"
 
 
+def test_tokens_are_missing_where_the_whole_is_as_short_as_the_rows_of_unseen_tokens():
+    assert named(unseen_projection=0.05, unseen_projection__over=20, even_projection=0.05, even_error=0.17, layer_error=0.2) == "even_projection"
+
+
+def test_rows_are_missing_where_the_whole_is_not():
+    assert named(unseen_projection=0.05, unseen_projection__over=20, even_projection=0.01, even_projection__over=0.9, even_error=0.17) == "unseen_projection"
+
+
+def test_a_size_that_is_nothing_of_the_error_is_not_what_is_wrong():
+    assert named(unseen_projection=0.01, even_projection=0.012, even_error=0.74, cell_attribution=0.5, cell_attribution__over=20) == "cell_attribution"
+
+
+def test_what_the_step_before_left_is_not_called_a_missing_size():
+    assert named(unseen_projection=0.1, even_projection=0.07, even_error=0.2, stale_gradient=0.1, stale_gradient__over=50) == "stale_gradient"
+
+
+def test_coordinates_that_became_silent_by_chance_are_not_named():
+    assert named(silent=0.003, silent__over=1e3, even_error=0.7, cell_attribution=0.5, cell_attribution__over=20) == "cell_attribution"
+
+
+def test_coordinates_are_silent_where_they_are_the_error_of_some_steps():
+    """`gradient_error` may be judged in other steps, where it is larger or has no limit."""
+    assert named(silent=0.005, even_error=0.07, layer_error=0.1, layer_error__over=100) == "silent"
+
+
+def test_the_softmax_is_named_where_others_only_say_how_much():
+    assert named(softmax_attribution=0.95, tensor_error=0.4, tensor_error__over=20) == "softmax_attribution"
+
+
+def test_the_softmax_is_not_named_where_something_is_missing():
+    assert named(softmax_attribution=8.0, softmax_attribution__over=50, cell_attribution=0.6) == "cell_attribution"
+
+
 def test_a_slice_that_is_off_as_cells_are_is_not_to_blame():
     assert named(slice_attribution=2.6, cell_attribution=4.4, layer_projection=0.2, layer_projection__over=20) == "layer_projection"
 

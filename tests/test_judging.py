@@ -43,6 +43,20 @@ async def test_finished_runs_go_on_unless_the_profile_anchors_steps(house, autoj
     assert [runs for _, runs in house.judge.evaluated] == handed_in
 
 
+async def test_finished_runs_do_not_go_on_under_other_rules(house, autojump_clock, monkeypatch):
+    """Those of then cannot be applied any more, and today's are another workload or other limits."""
+    id_ = commit(house, "# mfu 40")
+    house.judge.seconds = 5.0
+    async with house.running():
+        await house.until(id_, Status.RUNNING)
+        await trio.sleep(12.0)
+    monkeypatch.setattr("crusades.rulebook.Rulebook.version_at", lambda self, block: "of then")
+    monkeypatch.setattr("crusades.rulebook.Rulebook.at", lambda self, block: self.current)
+    async with house.running():
+        assert (await house.until(id_)).submission.status is Status.SCORED
+    assert [runs for _, runs in house.judge.evaluated] == [0, 0]
+
+
 async def test_only_an_evaluation_that_can_go_on_after_a_restart_gets_the_grace(house, autojump_clock):
     """While its runs are being made, and not when it is over: a control run or a warm-up is begun anew anyway."""
     id_ = commit(house, "# mfu 40")

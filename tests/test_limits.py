@@ -75,11 +75,18 @@ def test_of_many_exams_that_do_not_twice_the_worst_is_to_be_expected():
 
 def test_where_the_tail_is_known_limits_are_no_farther_out_than_it_says():
     """Else the gap between the populations is free for whatever is in neither."""
-    few, many_of_them = (many([1e-3 + 1e-6 * i for i in range(count)]) for count in (5, 20))
-    shortcut = result("s", "shortcut", 0.01, values=[1.0])
-    close = result("t", "shortcut", 0.01, values=[5e-3])
-    assert bounds.limits_of([*many_of_them, shortcut, close])["gradient_error"][0] < 2.5e-3
-    assert bounds.limits_of([*few, shortcut])["gradient_error"][0] > 2e-2
+    few, enough = (many([1e-3 + 1e-6 * i for i in range(count)]) for count in (5, 20))
+    shortcuts = [result("far", "shortcut", 1.0), result("near", "shortcut", 5e-3, more={"total_tokens": [1.0]})]  # this one is caught anyway
+    assert bounds.limits_of([*enough, *shortcuts])["gradient_error"][0] < 2.5e-3
+    assert bounds.limits_of([*few, *shortcuts])["gradient_error"][0] > 2e-2
+
+
+def test_a_statistic_that_few_exams_have_is_not_one_whose_tail_is_known():
+    """However many exams have others."""
+    old, new = many([1e-3] * 20), many([1e-3] * 23)[20:]
+    more = [result(r.variant, "honest", 1e-3, exam=r.exam, more={"even_error": [1e-3]}) for r in new]
+    shortcuts = [result("far", "shortcut", 1.0, more={"even_error": [10.0]}), result("near", "shortcut", 1.0, more={"even_error": [5e-3]})]
+    assert bounds.limits_of([*old, *more, *shortcuts])["even_error"][0] > 2e-2
 
 
 def test_the_longer_the_tail_the_further_it_reaches():
@@ -112,7 +119,7 @@ def test_without_anchors_late_steps_are_judged_all_the_same():
 def test_no_exam_of_the_record_would_have_been_an_honest_miners_bad_luck():
     """Each in turn is left out, limits are set without it, and its honest results are judged by them."""
     results = read_results(ROOT / "docs" / "calibration" / "qwen2.5-3b" / "results.jsonl")
-    exams = {r.exam for r in results} - {0}  # shortcuts were measured on exam 0
+    exams = {r.exam for r in results} - {0}  # most shortcuts were measured on exam 0
     assert len(exams) >= 10
     for exam in exams:
         limits = bounds.limits_of(r for r in results if r.exam != exam)

@@ -60,7 +60,7 @@ def diagnose(statistics: Iterable[Statistic]) -> Statistic:
     """Of all statistics of a run, at least one of them over its limit, the one that explains the failure best.
 
     What was altered on purpose comes first, then what is no number. What is wrong in the run as it was (`anchor.py` says what is not) is
-    clearer than what is wrong in a step at the contestant's weights, where hidden states of late steps are nearly one vector.
+    clearer than what is wrong in a step at the contestant's weights, where hidden states of late steps may be nearly one vector.
     """
     measured = {s.name: s for s in statistics}
     failing = {name: s for name, s in measured.items() if not s.passed}
@@ -77,7 +77,11 @@ def diagnose(statistics: Iterable[Statistic]) -> Statistic:
         named = {plain_name(name): s for name, s in others.items() if name.startswith(PREFIX) == bool(prefix)}
         if found := _explanation(named, value):
             return found
-    return _furthest([s for s in others.values() if not _vague(s)] or others.values())
+    telling = [s for s in others.values() if not _vague(s)]
+    softmax = next((s for name, s in others.items() if plain_name(name) == "softmax_attribution"), None)
+    if softmax and all(s.name.endswith("_error") for s in telling):  # they say how much is wrong, and it says what
+        return softmax
+    return _furthest(telling or others.values())
 
 
 def _explanation(failing: dict[str, Statistic], value: dict[str, float]) -> Statistic | None:

@@ -3,7 +3,7 @@
 For each statistic and step, with h how far out honest work may stand (`reach`: the worst that was measured and, where enough
 exams were, more by the weight of the tail): a shortcut counts for that statistic where it stands at least `room` times as far
 out. The limit is the geometric mean of h and the mildest of those distances, so that both sides keep a factor of at least
-√room. Where enough exams were to know the tail, the room is the smallest of `ROOMS`: space between the populations is space for
+√room. Where a statistic has results of enough exams to know its tail, the room is the smallest of `ROOMS`: space between the populations is space for
 shortcuts that are in neither. Else it is the largest with which no shortcut is missed that the smallest would catch: honest work that
 nobody has measured gets all the space there is. A statistic that no shortcut stands clear in is reported, not judged.
 """
@@ -69,8 +69,6 @@ def limits_of(results: Iterable[Result]) -> dict[str, list[float]]:
     """Statistic → limit per step. Statistics without a usable limit in any step are left out. ValueError without honest results."""
     results = [r for r in results if not r.error]
     tightest = limits_with_room(results, ROOMS[-1])
-    if len({r.exam for r in results if r.population == "honest"}) >= EXAMS_FOR_A_TAIL:
-        return tightest
     caught = _caught(results, tightest)
     return next((found for room in ROOMS if _caught(results, found := limits_with_room(results, room)) >= caught), tightest)
 
@@ -80,7 +78,7 @@ def _caught(results: list[Result], limits: dict[str, list[float]]) -> set[tuple[
 
 
 def limits_with_room(results: list[Result], room: float) -> dict[str, list[float]]:
-    """Limits for one choice of room."""
+    """Limits for one choice of room, the smallest for statistics whose tail is known."""
     honest = [r for r in results if r.population == "honest"]
     shortcuts = [r for r in results if r.population == "shortcut" and r.work >= WORTH / 3]
     if not honest:
@@ -93,7 +91,8 @@ def limits_with_room(results: list[Result], room: float) -> dict[str, list[float
             limits[name] = [EXACT_LIMITS[name]]
             continue
         ours, theirs = having(name, honest), having(name, shortcuts)
-        steps = [_limit(name, step, ours, theirs, room) for step in range(len(ours[0].statistics[name]))]
+        needed = ROOMS[-1] if len({r.exam for r in ours}) >= EXAMS_FOR_A_TAIL else room
+        steps = [_limit(name, step, ours, theirs, needed) for step in range(len(ours[0].statistics[name]))]
         if any(math.isfinite(x) for x in steps):
             limits[name] = [float(f"{x:.4g}") for x in _fill(steps)]
     return limits
@@ -140,8 +139,8 @@ def _beyond(values: list[float]) -> float:
     index = statistics.mean(math.log(value / values[count]) for value in values[:count])
     if index > HEAVIEST:
         return math.inf
-    half = lambda share: (len(values) * share) ** -index / 2  # noqa: E731
-    return float(values[0] * max(1.0, min(2.0, half(RARE)), half(UNLUCKY)))
+    rare, unlucky = ((len(values) * share) ** -index / 2 for share in (RARE, UNLUCKY))
+    return float(values[0] * max(1.0, min(2.0, rare), unlucky))
 
 
 def _drifts(step: int, honest: list[Result]) -> bool:

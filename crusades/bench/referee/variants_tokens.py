@@ -99,8 +99,8 @@ def _steps(steps: int) -> Iterator[Variant]:
 
 
 def _alone(step: int, words: str, steps: int, batch: int) -> Iterator[Variant]:
-    """One step before or between honest ones: the first, which no anchor meets and where honest work already differs most; a
-    middle one, early enough to be forgotten in the end, late enough for the drift to hide it."""
+    """One step before or between honest ones: the first, which no anchor meets; a middle one, early enough to be forgotten in the
+    end, late enough for drift to hide it where there is some."""
 
     def alone(name: str, weights: Weights, work: float, choice: str) -> Variant:
         return Variant(f"{name}, {words}", "shortcut", Recipe(weights=weights, first=step), words, work / steps, choice)
