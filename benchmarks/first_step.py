@@ -49,6 +49,5 @@ def largest(over: dict[float, float]) -> float:
     return below * (1 / over[below]) ** (1 / steep)
 
 
-
 if __name__ == "__main__":
     main()

@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch
@@ -29,6 +28,7 @@ from crusades.bench.referee.exam import Exam, expected_of, optimizer_settings, p
 from crusades.bench.referee.models import CONFIGS, Reference, load_reference
 from crusades.bench.referee.reads import Reader
 from crusades.bench.referee.statistic import ratio
+from crusades.records import Audit
 
 NORM, INPUT, BIAS = "model.norm.weight", "model.layers.{}.input_layernorm.weight", "model.layers.{}.self_attn.v_proj.bias"
 BIG = 1e10
@@ -145,7 +145,7 @@ def sampled_softmax(share: float) -> Cheat:
     return train
 
 
-def judged(w: World, cheat: Cheat) -> Any:
+def judged(w: World, cheat: Cheat) -> Audit:
     """The run's audit."""
     adam = audits.Adam(**optimizer_settings(w.profile))
     w.reference.restore(w.initial)

@@ -202,46 +202,35 @@ def _name(lab: Lab, module: nn.Linear) -> str:
 
 
 TRUE_ROWS = 32
+LARGE = ("gate_proj", "up_proj", "down_proj", "o_proj")
+"""The matrices of the MLP, and the attention's output."""
 
 
-def _few_directions(steps: tuple[int, ...], share: float, tolerance: float) -> Backward:
-    """Weight gradients of the MLP and of the attention's output from a `share` of the inputs' directions (a random sketch's),
-    wherever a few true rows say that they are off by no more than `tolerance`; scaled so that the projection is right."""
-
-    def backward(lab: Lab, step: int, module: nn.Linear, x: torch.Tensor, dy: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor] | None:
-        if step not in steps or _name(lab, module) not in ("gate_proj", "up_proj", "down_proj", "o_proj"):
-            return None
-        rank = max(1, int(min(x.shape) * share))
-        sketch = torch.randn(rank, len(x), device=x.device, dtype=x.dtype) @ x
-        basis = torch.linalg.qr(sketch.float().t()).Q.to(x.dtype)
-        left, some = dy.t() @ (x @ basis), torch.randint(0, dy.shape[1], (TRUE_ROWS,), device=x.device)
-        true = (dy[:, some].t() @ x).float()
-        off = float(((left[some] @ basis.t()).float() - true).norm() / true.norm())
-        if off > tolerance:
-            return None
-        lab.left_out += (1 - share) * module.weight.numel() / lab.reference.layout.parameters / 3 / lab.profile.steps
-        return None, (left @ basis.t()) * (1 / (1 - off * off))
-
-    return backward
+def _by_directions(of: torch.Tensor, other: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
+    """(p, basis, at, off): otherᵀ·of ≈ p·basisᵀ from a `share` of the directions of `of` (tokens, width), a random sketch's, with `at`
+    what `of` is on them, and how far off that is by a few true rows; p is scaled so that the projection is right."""
+    rank = max(1, int(min(of.shape) * share))
+    sketch = torch.randn(rank, len(of), device=of.device, dtype=of.dtype) @ of
+    basis = torch.linalg.qr(sketch.float().t()).Q.to(of.dtype)
+    at = of @ basis
+    left, some = other.t() @ at, torch.randint(0, other.shape[1], (TRUE_ROWS,), device=of.device)
+    true = (other[:, some].t() @ of).float()
+    off = float(((left[some] @ basis.t()).float() - true).norm() / true.norm())
+    return left * (1 / max(1e-9, 1 - off * off)), basis, at, off
 
 
-def _few_outputs(steps: tuple[int, ...], share: float, tolerance: float) -> Backward:
-    """The same with the directions of the outputs' gradients, from which the inputs' gradient follows, too."""
+def _few_directions(steps: tuple[int, ...], share: float, tolerance: float, *, outputs: bool = False) -> Backward:
+    """Weight gradients from a `share` of the inputs' directions, wherever they are off by no more than `tolerance`; or, by `outputs`, of
+    those of the outputs' gradients, from which the inputs' gradient follows, too."""
 
     def backward(lab: Lab, step: int, module: nn.Linear, x: torch.Tensor, dy: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor] | None:
-        if step not in steps or _name(lab, module) not in ("gate_proj", "up_proj", "down_proj", "o_proj"):
+        if step not in steps or _name(lab, module) not in LARGE:
             return None
-        rank = max(1, int(min(dy.shape) * share))
-        sketch = torch.randn(rank, len(dy), device=dy.device, dtype=dy.dtype) @ dy
-        basis = torch.linalg.qr(sketch.float().t()).Q.to(dy.dtype)
-        at = dy @ basis
-        left, some = basis @ (at.t() @ x), torch.randint(0, x.shape[1], (TRUE_ROWS,), device=x.device)
-        true = (dy.t() @ x[:, some]).float()
-        off = float((left[:, some].float() - true).norm() / true.norm())
+        made, basis, at, off = _by_directions(*((dy, x) if outputs else (x, dy)), share)
         if off > tolerance:
             return None
-        lab.left_out += 2 * (1 - share) * module.weight.numel() / lab.reference.layout.parameters / 3 / lab.profile.steps
-        return at @ (basis.t() @ module.weight), left * (1 / (1 - off * off))
+        lab.left_out += (2 if outputs else 1) * (1 - share) * module.weight.numel() / lab.reference.layout.parameters / 3 / lab.profile.steps
+        return (at @ (basis.t() @ module.weight), basis @ made.t()) if outputs else (None, made @ basis.t())
 
     return backward
 
@@ -300,5 +289,5 @@ def _red_team(steps: int, batch: int) -> Iterator[Variant]:
         recipe = Recipe(backward_of_linear=_few_directions(tuple(range(steps)), 1 / part, tolerance), adaptive=True)
         yield Variant(f"weight gradients from 1/{part} of the directions, up to {tolerance:.0%} off", "shortcut", recipe, "directions", 0.01, "least visible")
     for part, tolerance in ((16, 0.16), (4, 0.3)):
-        recipe = Recipe(backward_of_linear=_few_outputs(tuple(range(steps)), 1 / part, tolerance), adaptive=True)
+        recipe = Recipe(backward_of_linear=_few_directions(tuple(range(steps)), 1 / part, tolerance, outputs=True), adaptive=True)
         yield Variant(f"gradients from 1/{part} of the outputs' directions, up to {tolerance:.0%} off", "shortcut", recipe, "directions", 0.01, "least visible")
