@@ -174,6 +174,8 @@ class AuditSettings(Section, frozen=True, kw_only=True):
     min_per_tensor: Count = 64
     cells: Count = 32
     """Secret position cells per step."""
+    tokens: Whole = 64
+    """Secret single tokens per step that have columns of their own: whoever leaves a percent of them out meets one in every second step."""
     fine_cells: Count = 32
     """The same for an anchored step, whose columns are used once and never kept."""
     reference_steps: Count = 1_000_000

@@ -50,7 +50,7 @@ def test_the_parts_of_every_family_add_up_to_the_gradient(reference, corpus, pro
     exam = prepare_exam(reference, corpus, profile, reference.initial)
     for step in range(profile.steps):
         whole = exam.gradient[step][exam.plan.chosen]
-        for first, last in exam.parts[0].families.values():
+        for first, last in (exam.parts[0].families[family] for family in ("sequence", "cell", "slice")):
             assert torch.allclose(exam.columns[step, first:last].sum(0), whole, rtol=1e-4, atol=1e-7)
 
 

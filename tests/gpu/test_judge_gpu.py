@@ -286,7 +286,7 @@ def test_columns_in_bf16_add_up_to_the_gradient():
     finally:
         reference.memory.close()
     whole = exam.gradient[0][exam.plan.chosen]
-    for first, last in exam.parts[0].families.values():
+    for first, last in (exam.parts[0].families[family] for family in ("sequence", "cell", "slice")):
         assert float((exam.columns[0, first:last].sum(0) - whole).norm() / whole.norm()) < 0.01
 
 

@@ -132,7 +132,7 @@ def _beyond(now: torch.Tensor, then: torch.Tensor, share: float) -> torch.Tensor
 def fine_parts(exam: Exam, step: int, profile: Profile) -> Parts:
     """The parts of an anchored step, with `fine_cells` cells: as secret as the exam's seed, and drawn when they are needed."""
     seed = hashlib.sha256(exam.seed + step.to_bytes(4, "little")).digest()
-    return draw_parts(profile.batch_size, profile.sequence_length - 1, profile.audit.fine_cells, Dice(seed))
+    return draw_parts(profile.batch_size, profile.sequence_length - 1, profile.audit.fine_cells, Dice(seed), profile.audit.tokens)
 
 
 def _at(step: int, steps: int, value: T, other: T) -> tuple[T, ...]:

@@ -261,6 +261,8 @@ def _attributions(g: torch.Tensor, scale: torch.Tensor, expected: Expected) -> l
     target, base, weight = (g * scale)[:, expected.chosen], (expected.gradient * scale)[:, expected.chosen], scale[:, expected.chosen]
     found = []
     for family, (first, last) in expected.families.items():
+        if family == "token":
+            continue
         worst, where, spread = [], [], []
         for s, parts in enumerate(expected.columns):
             columns = parts[first:last] * weight[s]
@@ -274,7 +276,26 @@ def _attributions(g: torch.Tensor, scale: torch.Tensor, expected: Expected) -> l
         found.append(Measured(f"{family}_attribution", tuple(worst), tuple(where)))
         if family == "cell":
             found.append(Measured("cell_spread", tuple(spread), ("",) * len(g)))
-    return found
+    return [*found, _tokens(target - base, weight, expected)]
+
+
+def _tokens(off: torch.Tensor, weight: torch.Tensor, expected: Expected) -> Measured:
+    """Of secret single tokens: the coefficient of the one that is missing most, or too much, in what the gradient is off by, `off` (S, c).
+
+    A percent of the tokens left out, and the others weighted up, hides in the noise of the whole and of cells of hundreds. But a
+    token is there or not: its own coefficient is −1 where it was left out, and noise is as many times smaller than that as there
+    are coordinates to its square. They are no partition, and alike in part: so together, and in what is off alone.
+    """
+    first, last = expected.families.get("token", (0, 0))
+    if first == last:
+        return Measured("token_attribution", (0.0,) * len(off), ("",) * len(off))
+    worst, where = [], []
+    for s, parts in enumerate(expected.columns):
+        found = solve(parts[first:last] * weight[s], off[s]).abs().nan_to_num(nan=torch.inf, posinf=torch.inf)
+        at = int(found.argmax())
+        worst.append(float(found[at]))
+        where.append(expected.part_names[first + at])
+    return Measured("token_attribution", tuple(worst), tuple(where))
 
 
 # ------------------------------------------------------------------------------------------------ weights

@@ -171,7 +171,8 @@ class ColumnTaps:
 
 @dataclass(frozen=True)
 class Parts:
-    """Families of parts of one step's tokens. Each family partitions all (batch, sequence − 1) predicted positions."""
+    """Families of parts of one step's tokens. Each family but "token", which are single ones, partitions all (batch, sequence − 1)
+    predicted positions."""
 
     families: dict[str, tuple[int, int]]
     """name → range of rows of the indicator."""
@@ -202,8 +203,8 @@ WINDOW = 64
 """Tokens in the secret contiguous window of every sequence."""
 
 
-def draw_parts(batch: int, positions: int, cells: int, dice: Dice) -> Parts:
-    """Secret parts for one step: each sequence, `cells` random position cells, and the slices easy, tail, window, rest."""
+def draw_parts(batch: int, positions: int, cells: int, dice: Dice, tokens: int = 0) -> Parts:
+    """Secret parts for one step: each sequence, `cells` random position cells, the slices easy, tail, window, rest, and single `tokens`."""
     sequence = torch.eye(batch, dtype=torch.bool)[:, :, None].expand(-1, -1, positions)
     which = dice.below(cells, (batch, positions))
     cell = torch.stack([which == c for c in range(cells)])
@@ -214,10 +215,16 @@ def draw_parts(batch: int, positions: int, cells: int, dice: Dice) -> Parts:
     at = torch.arange(positions)
     window = (at >= starts[:, None]) & (at < starts[:, None] + width) & ~tail
     slices = torch.stack([torch.zeros_like(tail), tail, window, ~(tail | window)])
+    drawn = in_order(dice.permutation(batch * positions)[:tokens])
+    single = torch.zeros(len(drawn), batch * positions, dtype=torch.bool)
+    single[torch.arange(len(drawn)), drawn] = True
     families = {"sequence": (0, batch), "cell": (batch, batch + cells), "slice": (batch + cells, batch + cells + 4)}
+    if len(drawn):
+        families["token"] = (batch + cells + 4, batch + cells + 4 + len(drawn))
     names = (
         *(f"sequence {b + 1}" for b in range(batch)),
         *(f"position cell {c + 1}" for c in range(cells)),
         "the easiest quarter of the tokens", "the tail of the sequences", "a secret window of the sequences", "the rest of the tokens",
+        *(f"token {t % positions + 1} of sequence {t // positions + 1}" for t in drawn.tolist()),
     )  # fmt: skip
-    return Parts(families, names, torch.cat([sequence, cell, slices]))
+    return Parts(families, names, torch.cat([sequence, cell, slices, single.view(-1, batch, positions)]))

@@ -50,7 +50,7 @@ def draw_exam(reference: Reference, corpus: Corpus, profile: Profile, seed: byte
     return Draft(
         seed=seed, batches=batches, sample=sample,
         plan=plan_columns(reference.model, reference.layout, sample, audit.column_coordinates, dice),
-        parts=tuple(draw_parts(profile.batch_size, positions, audit.cells, dice) for _ in range(min(audit.reference_steps, steps))),
+        parts=tuple(draw_parts(profile.batch_size, positions, audit.cells, dice, audit.tokens) for _ in range(min(audit.reference_steps, steps))),
         logit_rows=in_order(dice.permutation(profile.batch_size * positions)[: audit.logit_positions]),
         logit_columns=in_order(dice.permutation(reference.vocabulary)[: audit.logit_columns]),
         rows=vocabulary_rows(reference.layout, sample, reference.vocabulary),

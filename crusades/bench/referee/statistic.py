@@ -37,6 +37,7 @@ WORDS = {
     "cell_attribution": "the tokens of {where} were not trained on in full",
     "cell_spread": "secret groups of tokens were not all trained on alike",
     "slice_attribution": "not trained on in full: {where}",
+    "token_attribution": "{where} was not trained on like the others",
     "softmax_attribution": "the hidden states' gradient was not made from all rows of the output layer",
     "step_error": "the update is not AdamW's update for the batch",
     "unmoved": "weights that should have moved did not",
