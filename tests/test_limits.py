@@ -94,6 +94,28 @@ def test_the_longer_the_tail_the_further_it_reaches():
     assert longer > 3 * short
 
 
+def of_steps(*values):
+    """One result an exam; `values` are those of each step, exam by exam."""
+    return [result(f"honest {exam}", "honest", 0.0, exam=exam, values=list(steps)) for exam, steps in enumerate(zip(*values, strict=True))]
+
+
+def test_the_tails_index_is_that_of_all_steps_each_in_units_of_its_own():
+    """Three values of eleven say next to nothing of it: alone the unlucky step would not be judged at all."""
+    unlucky, calm = [1e-3] * 9 + [2.5e-3, 3e-3], [0.02 + 1e-4 * exam for exam in range(11)]
+    assert math.isinf(bounds.reach("gradient_error", 0, of_steps(unlucky)))
+    together = of_steps(unlucky, *[calm] * 4)
+    first, second = (bounds.reach("gradient_error", step, together) for step in (0, 1))
+    assert math.isfinite(first)
+    assert second / calm[-1] == pytest.approx(first / 3e-3)
+
+
+def test_a_step_in_which_nothing_is_measured_makes_no_tail_look_short():
+    """A statistic of the last step alone is 0 in the others."""
+    alone = many([1e-3 * 1.3**i for i in range(11)])
+    among = [result(r.variant, "honest", 0.0, exam=r.exam, values=[0.0, 0.0, r.statistics["gradient_error"][0]]) for r in alone]
+    assert bounds.reach("gradient_error", 2, among) == bounds.reach("gradient_error", 0, alone)
+
+
 def test_a_tail_that_is_too_long_is_not_judged():
     assert math.isinf(bounds.reach("gradient_error", 0, many([1e-3] * 16 + [1e-3 * 3**i for i in range(5)])))
 

@@ -120,27 +120,44 @@ def reach(name: str, step: int, honest: list[Result]) -> float:
     anchored = name.startswith(PREFIX)
     if not anchored and step and _drifts(step, honest):
         return math.inf
-    steps = range(1, len(honest[0].statistics[name])) if anchored and step else range(step, step + 1)
-    by_place: dict[tuple[int, int], float] = {}
-    for r in honest:
-        for s in steps:
-            by_place[r.exam, s] = max(by_place.get((r.exam, s), 0.0), _distance(name, r.statistics[name][s], FINER))
     worst = max(_distance(name, r.statistics[name][step]) for r in honest)
-    if len({exam for exam, _ in by_place}) < EXAMS_FOR_A_TAIL or not math.isfinite(worst):
+    if len({r.exam for r in honest}) < EXAMS_FOR_A_TAIL or not math.isfinite(worst):
         return worst
-    return max(worst, _beyond(sorted(by_place.values(), reverse=True)))
+    by_step = [_worst_of_exams(name, s, honest) for s in range(len(honest[0].statistics[name]))]
+    if anchored and step:
+        together = [value for values in by_step[1:] for value in values]
+        return max(worst, _beyond(max(together), len(together), _index(together)))
+    return max(worst, _beyond(max(by_step[step]), len(by_step[step]), _index(_in_medians(by_step))))
 
 
-def _beyond(values: list[float]) -> float:
-    """Half of what a share of `UNLUCKY` comes to, by the values that were seen, largest first, for the closest limit is twice as far
-    out; and half of what a share of `RARE` does, but between the largest and twice that: room that no honest work needs is room for
-    shortcuts (a few percent of the tokens left out and the others weighted up would fit below four times the worst error)."""
-    count = max(3, round(len(values) * TAIL_SHARE))
-    index = statistics.mean(math.log(value / values[count]) for value in values[:count])
+def _worst_of_exams(name: str, step: int, honest: list[Result]) -> list[float]:
+    found: dict[int, float] = {}
+    for r in honest:
+        found[r.exam] = max(found.get(r.exam, 0.0), _distance(name, r.statistics[name][step], FINER))
+    return list(found.values())
+
+
+def _in_medians(by_step: list[list[float]]) -> list[float]:
+    """The values of all steps, each in units of its own step's median: eleven exams of one step tell next to nothing of a tail's
+    index, and there is no reason for it to be another in each step. Steps in which nothing varies are none."""
+    return [value / statistics.median(values) for values in by_step if max(values) > min(values) for value in values] or [1.0]
+
+
+def _index(values: list[float]) -> float:
+    """Hill's estimate of how heavy their tail is: the mean logarithm of the largest over the next."""
+    ordered = sorted(values, reverse=True)
+    count = min(len(ordered) - 1, max(3, round(len(ordered) * TAIL_SHARE)))
+    return statistics.mean(math.log(value / ordered[count]) for value in ordered[:count]) if count else 0.0
+
+
+def _beyond(worst: float, count: int, index: float) -> float:
+    """Half of what a share of `UNLUCKY` comes to, by the worst of `count` values that were seen and the tail's index, for the closest
+    limit is twice as far out; and half of what a share of `RARE` does, but between the worst and twice that: room that no honest work
+    needs is room for shortcuts (a few percent of the tokens left out and the others weighted up would fit below four times the worst error)."""
     if index > HEAVIEST:
         return math.inf
-    rare, unlucky = ((len(values) * share) ** -index / 2 for share in (RARE, UNLUCKY))
-    return float(values[0] * max(1.0, min(2.0, rare), unlucky))
+    rare, unlucky = ((count * share) ** -index / 2 for share in (RARE, UNLUCKY))
+    return worst * max(1.0, min(2.0, rare), unlucky)
 
 
 def _drifts(step: int, honest: list[Result]) -> bool:

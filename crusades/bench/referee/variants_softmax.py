@@ -13,7 +13,7 @@ from crusades.bench.referee.recipe import Backward, Recipe, Variant
 HEAD = 0.09
 """The head's share of a step's products on the default profile."""
 SAMPLED = 18
-"""The partition sum comes from one token of so many that are not in the batch."""
+"""The partition sum, or what moments do not tell, comes from one of so many tokens that are not in the batch."""
 
 
 def softmax_shortcuts(steps: int) -> Iterator[Variant]:
@@ -33,8 +33,14 @@ def softmax_shortcuts(steps: int) -> Iterator[Variant]:
     for where, words in ((every, "every step"), (last, "last step")):
         recipe, work = Recipe(backward_of_head=head_by_moments(where), micro=2, first=where[0]), HEAD / 3 * len(where) / steps
         yield Variant(f"hidden states' gradient of the head by moments, {words}", "shortcut", recipe, "softmax, moments", work, "least visible")
-        recipe = Recipe(backward_of_head=head_by_moments(where, sampled=True), micro=2, first=where[0])
+        recipe = Recipe(backward_of_head=head_by_moments(where, sampled=SAMPLED), micro=2, first=where[0])
         yield Variant(f"hidden states' gradient of the head by moments and a sample, {words}", "shortcut", recipe, "softmax, moments", work * (1 - 1 / SAMPLED), "least visible")
+    for parts in (8, 4, 2):
+        recipe = Recipe(backward_of_head=head_by_moments(every, sampled=parts), micro=2)
+        yield Variant(f"hidden states' gradient of the head by moments and 1/{parts} of the rows, every step", "shortcut", recipe, "softmax, moments", HEAD / 3 * (1 - 1 / parts), "least visible")
+    for parts in (32, 8):
+        recipe = Recipe(backward_of_head=head_by_mean(every, parts), micro=2)
+        yield Variant(f"hidden states' gradient of the head by the mean and 1/{parts} of the rows, every step", "shortcut", recipe, "softmax, mean", HEAD / 3 * (1 - 1 / parts), "least visible")
     recipe = Recipe(backward_of_head=sampled_head(1 / 8, last), micro=2, first=steps - 1)
     yield Variant("softmax of a sample, rows not in the batch from 1/8 of the tokens, last step", "shortcut", recipe, "softmax, sampled, late", HEAD * 7 / 8 / steps, "least visible")
 
@@ -102,9 +108,9 @@ def sampled_rows(share: float, steps: tuple[int, ...]) -> Backward:
     return backward
 
 
-def head_by_moments(steps: tuple[int, ...], *, sampled: bool = False) -> Backward:
+def head_by_moments(steps: tuple[int, ...], *, sampled: int = 0) -> Backward:
     """The head's weight gradient is the true one; what the rows of tokens that are not in the batch add to the hidden states'
-    gradient comes from the first two moments of their weights; `sampled`: what those do not tell of it, from a few of the
+    gradient comes from the first two moments of their weights; `sampled`: what those do not tell of it, from one of so many
     rows, weighted up, so that the estimate is nearly unbiased."""
 
     def backward(lab: Lab, step: int, module: nn.Linear, x: torch.Tensor, dy: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor] | None:
@@ -116,11 +122,31 @@ def head_by_moments(steps: tuple[int, ...], *, sampled: bool = False) -> Backwar
         others = weight[unseen].float()
         dx = own @ weight[seen] + (left * (others.mean(0) + others.var() * x.float())).to(x.dtype)
         if sampled:
-            drawn = unseen[lab.random(len(unseen)).argsort()[: max(64, len(unseen) // SAMPLED)]]
+            drawn = unseen[lab.random(len(unseen)).argsort()[: max(64, len(unseen) // sampled)]]
             some = dy[:, drawn]
             by_moments = some.float().sum(1, keepdim=True) * (others.mean(0) + others.var() * x.float())
             dx = dx + (((some @ weight[drawn]).float() - by_moments) * (len(unseen) / len(drawn))).to(x.dtype)
         return dx, dy.t() @ x
+
+    return backward
+
+
+def head_by_mean(steps: tuple[int, ...], sampled: int) -> Backward:
+    """As `head_by_moments`, from the mean over tokens of the probabilities, which the weight gradient's product gives for next to
+    nothing, and from one of `sampled` rows for what each token's differ by. What is wrong is nothing that tokens have in common."""
+
+    def backward(lab: Lab, step: int, module: nn.Linear, x: torch.Tensor, dy: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor] | None:
+        if step not in steps:
+            return None
+        seen, unseen = vocabulary_of(lab, step, len(module.weight))
+        own, weight = dy[:, seen], module.weight.detach()
+        left = -own.float().sum(1, keepdim=True)
+        mean = dy.sum(0, dtype=torch.float32)[unseen] / left.sum()
+        together = (mean.to(x.dtype) @ weight[unseen]).float()
+        drawn = lab.random(len(unseen)).argsort()[: max(64, len(unseen) // sampled)]
+        differs = (dy[:, unseen[drawn]].float() - left * mean[drawn]).to(x.dtype)
+        dx = (own @ weight[seen]).float() + left * together + (differs @ weight[unseen[drawn]]).float() * (len(unseen) / len(drawn))
+        return dx.to(x.dtype), dy.t() @ x
 
     return backward
 
