@@ -144,6 +144,9 @@ class Model(Section, frozen=True, kw_only=True):
     attention: str = "sdpa"
     init_seed_secret: bool = True
     """Random initialisation draws new weights for every exam set, from a secret seed."""
+    vocabulary_scale: Positive = 1.0
+    """Random rows of the vocabulary (embedding and head) have so many times the configuration's `initializer_range`: a random start's
+    softmax is so flat that moments of its rows stand for them at less than bf16's rounding; at twice the range they do not."""
 
 
 class Data(Section, frozen=True, kw_only=True):
@@ -292,12 +295,16 @@ class HParams(Section, frozen=True, kw_only=True):
         return f"{self.competition.version}+{hashlib.sha256(msgspec.json.encode(felt)).hexdigest()[:8]}"
 
 
+LATER = {"audit": ("fine_cells", "reference_steps", "tokens"), "model": ("vocabulary_scale",)}
+
+
 def _felt(profile: Profile) -> dict[str, Any]:
     """A profile without the settings that came later, where they are as if they had not: older versions keep their names."""
     found: dict[str, Any] = msgspec.to_builtins(profile)
-    for name in ("fine_cells", "reference_steps"):
-        if found["audit"][name] == getattr(AuditSettings(), name):
-            del found["audit"][name]
+    for section, default in (("audit", AuditSettings()), ("model", Model())):
+        for name in LATER[section]:
+            if found[section][name] == getattr(default, name):
+                del found[section][name]
     if not profile.uneven:
         del found["uneven"]
     return found

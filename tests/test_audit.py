@@ -74,6 +74,53 @@ def test_a_part_left_out_of_one_step_has_coefficient_zero_there_alone(world, par
     assert max(found.values[s] for s in (0, 1, 3)) < 1e-3
 
 
+def with_tokens(world, alike=0.0):
+    """The world's exam with 16 secret tokens a step, whose columns have a share of `alike` in common; (S, 16, n) too."""
+    drawn = torch.Generator().manual_seed(5)
+    single = torch.randn(STEPS, 16, COORDINATES, generator=drawn) * world.gradient.abs()[:, None] / 90
+    single = (1 - alike) * single + alike * world.gradient[:, None] / 90
+    columns = torch.cat([world.expected.columns, single], 1)
+    families, names = world.expected.families | {"token": (2 * PARTS, 2 * PARTS + 16)}, (*world.expected.part_names, *(f"token {t}" for t in range(16)))
+    return dataclasses.replace(world.expected, columns=columns, families=families, part_names=names), single
+
+
+def token_attribution(world, gradient, expected):
+    return {m.name: m for m in audits.audit(adamw(gradient, world.initial), expected, ADAM, group_min=10)}["token_attribution"]
+
+
+@pytest.mark.parametrize("alike", [0.0, 0.3])
+def test_a_single_token_left_out_is_named_where_the_whole_hides_it(world, alike):
+    """It is a hundredth of the gradient."""
+    expected, single = with_tokens(world, alike)
+    gradient = world.gradient.clone()
+    gradient[2] -= single[2, 11]
+    found = token_attribution(world, gradient, expected)
+    assert found.values[2] == pytest.approx(1.0, abs=0.1)
+    assert found.where[2] == "token 11"
+    assert max(found.values[s] for s in (0, 1, 3)) < 0.02
+    assert world.audit(gradient)["gradient_error"].values[2] < 0.02
+
+
+def test_a_token_that_counts_twice_is_as_wrong_as_one_that_is_left_out(world):
+    expected, single = with_tokens(world)
+    gradient = world.gradient.clone()
+    gradient[1] += single[1, 3]
+    assert token_attribution(world, gradient, expected).values[1] == pytest.approx(1.0, abs=0.1)
+
+
+def test_a_token_whose_gradient_vanishes_says_nothing_and_one_that_is_no_number_never_passes(world):
+    expected, single = with_tokens(world)
+    expected.columns[:, 2 * PARTS + 4] = 0.0
+    assert max(token_attribution(world, world.gradient, expected).values) < 0.02
+    gradient = world.gradient.clone()
+    gradient[3] *= torch.nan
+    assert not token_attribution(world, gradient, expected).values[3] < 1e9
+
+
+def test_an_exam_without_single_tokens_measures_none(world):
+    assert world.audit(world.gradient * 2)["token_attribution"].values == (0.0,) * STEPS
+
+
 def test_half_of_the_work_of_a_part_has_coefficient_one_half(world):
     gradient = world.gradient.clone()
     gradient[1] -= 0.5 * world.columns[1, 4]

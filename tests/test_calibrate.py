@@ -228,6 +228,18 @@ def test_a_header_from_before_a_setting_means_what_was_done_then(calibrate, prof
         calibrate(profile=msgspec.structs.replace(profile, audit=msgspec.structs.replace(profile.audit, **{"fine_cells": 8, setting: value})))
 
 
+def test_results_of_a_narrower_vocabulary_are_not_taken_for_those_of_a_wider_one(calibrate, profile, log):
+    """There was no such setting when most were measured, and it was 1."""
+    calibrate()
+    lines = log.read_bytes().splitlines(keepends=True)
+    header = json.loads(lines[0])
+    del header["header"]["model.vocabulary_scale"]
+    log.write_bytes(json.dumps(header, separators=(",", ":")).encode() + b"\n" + b"".join(lines[1:]))
+    calibrate()
+    with pytest.raises(ConfigError, match=r"model.vocabulary_scale was 1.0, now 2.0"):
+        calibrate(profile=msgspec.structs.replace(profile, model=msgspec.structs.replace(profile.model, vocabulary_scale=2.0)))
+
+
 def test_a_file_from_before_there_were_headers_goes_on(calibrate, log):
     calibrate()
     log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[1:-1]))

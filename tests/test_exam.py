@@ -54,6 +54,38 @@ def test_the_parts_of_every_family_add_up_to_the_gradient(reference, corpus, pro
             assert torch.allclose(exam.columns[step, first:last].sum(0), whole, rtol=1e-4, atol=1e-7)
 
 
+def test_single_tokens_are_drawn_anew_for_every_step_and_none_twice(reference, corpus, profile):
+    exam = prepare_exam(reference, corpus, profile, reference.initial)
+    drawn = []
+    for parts in exam.parts:
+        first, last = parts.families["token"]
+        single = parts.fixed[first:last].flatten(1)
+        assert (last - first, single.sum(1).tolist()) == (profile.audit.tokens, [1] * profile.audit.tokens)
+        drawn.append(set(single.int().argmax(1).tolist()))
+    assert len(drawn[0]) == profile.audit.tokens
+    assert drawn[0] != drawn[1]
+
+
+def test_a_cell_is_the_sum_of_its_tokens(reference, corpus, profile):
+    every = profile.batch_size * (profile.sequence_length - 1)
+    exam = prepare_exam(reference, corpus, msgspec.structs.replace(profile, audit=msgspec.structs.replace(profile.audit, tokens=every)), reference.initial)
+    for step, parts in enumerate(exam.parts):
+        first, last = parts.families["token"]
+        for cell in range(*parts.families["cell"]):
+            inside = parts.fixed[cell].flatten()
+            mine = [row for row in range(first, last) if bool(inside[parts.fixed[row].flatten()].all())]
+            assert len(mine) == int(inside.sum())
+            assert torch.allclose(exam.columns[step, mine].sum(0), exam.columns[step, cell], rtol=1e-4, atol=1e-7)
+
+
+def test_a_vocabulary_that_is_drawn_wider_is_so_alone(reference, profile):
+    wide = load_reference(msgspec.structs.replace(profile.model, vocabulary_scale=2.0), "cpu", None)
+    weights, wider = (found.layout.views(found.redraw(7)) for found in (reference, wide))
+    assert torch.allclose(wider["model.embed_tokens.weight"], 2 * weights["model.embed_tokens.weight"])
+    assert all(torch.equal(wider[name], weights[name]) for name in weights if "embed" not in name)
+    wide.memory.close()
+
+
 def test_a_sequence_column_is_the_gradient_of_that_sequence_alone(reference, corpus, profile):
     exam = prepare_exam(reference, corpus, profile, reference.initial)
     reference.restore(reference.initial)

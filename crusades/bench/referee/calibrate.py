@@ -230,7 +230,7 @@ def open_results(log: Path, header: dict[str, Any]) -> list[Result]:
     before there was a setting its value. ConfigError when they are not of the same workload: limits come from one population."""
     done = "use another --out, or remove the folder to start over"
     for other in read_headers(log):
-        before = {"audit.reference_steps": other.get("steps"), "audit.fine_cells": other.get("audit.cells"), **other}
+        before = {"audit.reference_steps": other.get("steps"), "audit.fine_cells": other.get("audit.cells"), "model.vocabulary_scale": 1.0, **other}
         if differs := [k for k in header if header[k] != before.get(k, header[k])]:
             told = "; ".join(f"{k} was {before[k]!r}, now {header[k]!r}" for k in differs)
             raise ConfigError(f"{log} holds results of another calibration ({told}); {done}")

@@ -12,7 +12,7 @@ from torch import nn
 
 from crusades.bench.inside import model as shared
 from crusades.bench.referee import memory as memories
-from crusades.bench.referee.layout import Layout, kind_of, layout_of
+from crusades.bench.referee.layout import Layout, kind_of, layout_of, of_vocabulary
 from crusades.errors import ConfigError
 from crusades.hparams import Model
 
@@ -33,6 +33,8 @@ class Reference:
     initial: torch.Tensor
     """Flat initial weights (elements,) on the host; pinned when the device is a GPU."""
     pretrained: bool
+    vocabulary_scale: float = 1.0
+    """Of a random start: how much wider than the other matrices the rows of the vocabulary are drawn."""
     _begun: torch.Tensor | None = None
     """What the memory is being restored to, beside other work (`begin_restore`)."""
 
@@ -96,19 +98,20 @@ class Reference:
         """New random initial weights (flat, on the host, pinned on a GPU), in the memory of `into` if given, which is another
         tensor all the same: whoever has a copy of the old ones can tell. Pretrained models keep theirs.
 
-        Biases are zero, norms one, matrices N(0, initializer_range), as Hugging Face initialises the Llama family.
+        Biases are zero, norms one, matrices N(0, initializer_range), as Hugging Face initialises the Llama family; rows of the
+        vocabulary with `vocabulary_scale` times that range.
         """
         if self.pretrained:
             return self.initial
         flat = torch.zeros(self.layout.elements, dtype=self.layout.dtype, device=self.device)
         generator = torch.Generator(self.device).manual_seed(seed)
         std = float(self.config.get("initializer_range") or 0.02)
-        for name, view in self.layout.views(flat).items():
-            kind = kind_of(name)
+        for spec, view in zip(self.layout.specs, self.layout.views(flat).values(), strict=True):
+            kind = kind_of(spec.name)
             if kind == "norm":
                 view.fill_(1.0)
             elif kind != "bias":
-                view.normal_(0.0, std, generator=generator)
+                view.normal_(0.0, std * (self.vocabulary_scale if of_vocabulary(spec, self.vocabulary) else 1.0), generator=generator)
         host = memories.host_buffer(self.layout.elements, self.layout.dtype, self.device) if into is None else into
         return host.copy_(flat).detach()
 
@@ -143,7 +146,7 @@ def load_reference(settings: Model, device: str, cache_dir: Path | None, profile
     shared_memory.clear()  # the room between parameters too, which becomes a part of the initial weights
     views = layout.views(shared_memory.weights)
     shared.bind(model, views, device)
-    reference = Reference(model, layout, shared_memory, config, model_type, name, device, torch.empty(0), source is not None)
+    reference = Reference(model, layout, shared_memory, config, model_type, name, device, torch.empty(0), source is not None, settings.vocabulary_scale)
     if source is None:
         reference.initial = reference.redraw(0)
     else:
