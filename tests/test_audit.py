@@ -109,7 +109,7 @@ def test_a_token_that_counts_twice_is_as_wrong_as_one_that_is_left_out(world):
 
 
 def test_a_token_whose_gradient_vanishes_says_nothing_and_one_that_is_no_number_never_passes(world):
-    expected, single = with_tokens(world)
+    expected, _ = with_tokens(world)
     expected.columns[:, 2 * PARTS + 4] = 0.0
     assert max(token_attribution(world, world.gradient, expected).values) < 0.02
     gradient = world.gradient.clone()

@@ -157,7 +157,7 @@ def _beyond(worst: float, count: int, index: float) -> float:
     if index > HEAVIEST:
         return math.inf
     rare, unlucky = ((count * share) ** -index / 2 for share in (RARE, UNLUCKY))
-    return worst * max(1.0, min(2.0, rare), unlucky)
+    return worst * max(1.0, min(2.0, float(rare)), float(unlucky))
 
 
 def _drifts(step: int, honest: list[Result]) -> bool:
