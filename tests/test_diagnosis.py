@@ -98,6 +98,18 @@ def test_size_is_not_named_where_it_explains_little():
     assert named(gradient_error=0.74, gradient_projection=0.03, cell_spread=0.4, cell_spread__over=11) == "cell_spread"
 
 
+def test_a_single_token_is_named_where_it_is_missing_and_next_to_nothing_else_is():
+    little = {"unseen_projection": 0.004, "unseen_projection__over": 20, "even_error": 0.12, "stale_gradient": 0.001, "stale_gradient__over": 0.5}
+    assert named(token_attribution=0.98, **little) == "token_attribution"
+    assert named(token_attribution=1.1, even_projection=0.01, **little) == "token_attribution"
+
+
+@pytest.mark.parametrize("wrong", [{"stale_gradient": 0.008}, {"even_error": 0.5}, {"outliers": 0.1}, {"unseen_projection": 0.4}, {"token_attribution": 4.0}])
+def test_a_token_that_is_off_with_others_is_not_to_blame(wrong):
+    all_else = {"even_error": 0.12, "stale_gradient": 0.001, "stale_gradient__over": 0.5, "token_attribution": 1.0, "token_attribution__over": 50}
+    assert named(**all_else | {"layer_error": 0.2} | wrong) != "token_attribution"
+
+
 def test_vague_words_are_the_last_resort():
     assert named(outliers=0.03, outliers__over=1e6, layer_error=0.2) == "layer_error"
     assert named(outliers=0.03, outliers__over=11, layer_typical_error=0.5) == "outliers"
@@ -132,8 +144,9 @@ def recorded():
     ("heads", "heads frozen", {"silent", "tensor_projection"}),
     ("softmax, rows", "", {"unseen_group_spread", "unseen_moment_error", "unseen_projection"}), ("softmax", "filtered", {"unseen_projection"}),
     ("steps", "", {"unmoved", "stale_gradient", "gradient_projection"}),
+    ("tokens, weighted up", "1.0% of the tokens", {"token_attribution", "even_projection"}),
     ("tokens", "last 2.0% of every", {"slice_attribution"}), ("tokens", "last 25.0% of every", {"slice_attribution"}),
-    ("tokens", "50.0% of the tokens", {"gradient_projection", "even_projection"}), ("tokens, late", "% of the tokens", {"gradient_projection", "even_projection"}),
+    ("tokens", "50.0% of the tokens", {"gradient_projection", "even_projection"}), ("tokens, late", "% of the tokens", {"gradient_projection", "even_projection", "token_attribution"}),
 ])  # fmt: skip
 def test_a_recorded_shortcut_is_called_by_what_it_leaves_out(recorded, profile, dimension, part, names):
     found = [(variant, name) for d, variant, name in recorded[profile] if d == dimension and part in variant]
@@ -143,5 +156,5 @@ def test_a_recorded_shortcut_is_called_by_what_it_leaves_out(recorded, profile, 
 
 @pytest.mark.parametrize("profile", ["tiny", "qwen2.5-3b"])
 def test_no_part_of_the_tokens_is_blamed_for_rows_heads_and_layers(recorded, profile):
-    parts = {"slice_attribution", "cell_attribution"}
+    parts = {"slice_attribution", "cell_attribution", "token_attribution"}
     assert [(variant, name) for d, variant, name in recorded[profile] if d in ("coordinates", "heads", "layers", "layers, late", "steps") and name in parts] == []

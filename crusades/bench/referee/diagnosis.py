@@ -52,6 +52,11 @@ where size is next to nothing of the error (tokens weighted up in the others' pl
 NOTHING = 0.015
 """Less than this share of the squared error."""
 
+ONE_TOKEN, IN_A_TOKENS_PLACE = 0.15, 0.05
+"""A secret token that was left out, or counts twice, has 1 ± this much; by chance it may where coordinates or rows are wrong, or all is.
+So those must be right: off by no more than this share, the error as a whole by five times that, and what the step before left by a
+tenth of it (tokens left out: at most 0.003, half a percent of the rows stale: 0.005 to 0.009); in anchored steps that is not known."""
+
 NEARLY_RIGHT = 0.1
 """A typical error up to this is "a little off"; over it the words are too mild."""
 
@@ -104,6 +109,9 @@ def _explanation(failing: dict[str, Statistic], value: dict[str, float]) -> Stat
         return failing["silent"]
     if explained := next((failing[size] for size, error in _SIZES if of(size) > 0 and of(size) ** 2 >= IN_SIZE * value.get(error, math.inf) ** 2), None):
         return explained
+    elsewhere = max(of("unseen_projection"), of("outliers"), of("kind_projection"), off / 5, 10 * value.get("stale_gradient", math.inf))
+    if abs(of("token_attribution") - 1) <= ONE_TOKEN and elsewhere <= IN_A_TOKENS_PLACE:
+        return failing["token_attribution"]
     short = of("even_projection")
     whole = short**2 >= NOTHING * value.get("even_error", math.inf) ** 2 and short > of("stale_gradient")
     return failing["even_projection"] if whole and 0 < IN_ALL * of("unseen_projection") <= short else None
