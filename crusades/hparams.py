@@ -173,14 +173,14 @@ class AuditSettings(Section, frozen=True, kw_only=True):
     coordinates: Count = 1_000_000
     """Secret sample of weights, uniform over the parameters plus a floor per tensor."""
     column_coordinates: Count = 262_144
-    """How many of them, in matrices and embeddings, also carry the columns of sequences, cells and slices."""
+    """How many of them, in the blocks' matrices and biases, also carry the columns of sequences, cells, slices and single tokens."""
     min_per_tensor: Count = 64
     cells: Count = 32
     """Secret position cells per step."""
-    tokens: Whole = 64
-    """Secret single tokens per step that have columns of their own: whoever leaves a percent of them out meets one in every second step."""
     fine_cells: Count = 32
     """The same for an anchored step, whose columns are used once and never kept."""
+    tokens: Whole = 64
+    """Secret single tokens per step that have columns of their own: whoever leaves a percent of all out meets one in every second step."""
     reference_steps: Count = 1_000_000
     """How many of an exam's steps the reference takes, at most all. Where honest training drifts from the reference's within a
     few steps, late steps are judged where they are anchored, and going on only costs time."""
@@ -296,10 +296,12 @@ class HParams(Section, frozen=True, kw_only=True):
 
 
 LATER = {"audit": ("fine_cells", "reference_steps", "tokens"), "model": ("vocabulary_scale",)}
+"""Settings that came after the first versions. By default they change nothing that those judged by; a limit would (`tokens`), and has a name
+of its own."""
 
 
 def _felt(profile: Profile) -> dict[str, Any]:
-    """A profile without the settings that came later, where they are as if they had not: older versions keep their names."""
+    """A profile without the settings of `LATER` that have their defaults: older versions keep their names."""
     found: dict[str, Any] = msgspec.to_builtins(profile)
     for section, default in (("audit", AuditSettings()), ("model", Model())):
         for name in LATER[section]:

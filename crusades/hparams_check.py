@@ -92,6 +92,8 @@ def _contradictions(profile: Profile) -> Iterator[str]:
         yield 'data.paths is empty though source is "files"'
     if profile.audit.micro_batch > profile.batch_size:
         yield "audit.micro_batch is larger than batch_size"
+    if profile.model.vocabulary_scale != 1 and not profile.model.config:
+        yield f"model.vocabulary_scale is {profile.model.vocabulary_scale}, and the weights are not drawn: leave it out"
     late = min(profile.audit.anchor_steps, profile.steps - 1)
     if profile.audit.anchored_runs and not late <= profile.audit.anchored_runs <= profile.runs:
         yield (f"audit.anchored_runs is {profile.audit.anchored_runs}: every one of the {late} late steps is to be verified, in scored runs, of which there are {profile.runs}; "
@@ -108,7 +110,10 @@ _WITHOUT_REFERENCE = ("optimizer_second_moment", "optimizer_weights", "total_tok
 
 
 def check_reference(name: str, profile: Profile) -> None:
-    """A step that the reference does not take measures 0: a limit there would look as if it judged something. Raises ConfigError."""
+    """A step that the reference does not take measures 0, and so do tokens that nobody draws: a limit there would look as if it judged
+    something. Raises ConfigError."""
+    if not profile.audit.tokens and (empty := [statistic for statistic in profile.limits if statistic.endswith("token_attribution")]):
+        raise ConfigError(f"profiles.{name}.audit.tokens is 0, and limits.{empty[0]} would judge nothing: remove that limit, or raise audit.tokens")
     known = profile.audit.reference_steps
     if known >= profile.steps:
         return

@@ -117,6 +117,15 @@ def test_a_token_whose_gradient_vanishes_says_nothing_and_one_that_is_no_number_
     assert not token_attribution(world, gradient, expected).values[3] < 1e9
 
 
+def test_a_token_that_hardly_has_a_gradient_is_not_all_noise(world):
+    """What a trained model is sure of: honest noise would be many times its part."""
+    noise = 1e-3 * torch.randn(STEPS, COORDINATES, generator=torch.Generator().manual_seed(8)) * world.gradient.abs()
+    expected, _ = with_tokens(world)
+    plain = token_attribution(world, world.gradient + noise, expected).values
+    expected.columns[:, 2 * PARTS + 4] *= 1e-3
+    assert max(token_attribution(world, world.gradient + noise, expected).values) < 1.5 * max(plain)
+
+
 def test_an_exam_without_single_tokens_measures_none(world):
     assert world.audit(world.gradient * 2)["token_attribution"].values == (0.0,) * STEPS
 

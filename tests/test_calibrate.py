@@ -240,6 +240,21 @@ def test_results_of_a_narrower_vocabulary_are_not_taken_for_those_of_a_wider_one
         calibrate(profile=msgspec.structs.replace(profile, model=msgspec.structs.replace(profile.model, vocabulary_scale=2.0)))
 
 
+def test_what_is_measured_after_a_setting_came_has_its_value(calibrate, profile, log):
+    """The old results lack the statistic; two kinds of new ones would be one population."""
+    calibrate()
+    lines = log.read_bytes().splitlines(keepends=True)
+    header = json.loads(lines[0])
+    del header["header"]["audit.tokens"]
+    log.write_bytes(json.dumps(header, separators=(",", ":")).encode() + b"\n" + b"".join(lines[1:]))
+    calibrate()
+    assert len(cal.read_headers(log)) == 2
+    calibrate()
+    assert len(cal.read_headers(log)) == 2
+    with pytest.raises(ConfigError, match=r"audit.tokens was 64, now 16"):
+        calibrate(profile=msgspec.structs.replace(profile, audit=msgspec.structs.replace(profile.audit, tokens=16)))
+
+
 def test_a_file_from_before_there_were_headers_goes_on(calibrate, log):
     calibrate()
     log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[1:-1]))

@@ -12,6 +12,7 @@ from crusades import hparams
 from crusades.bench.referee.anchor import Keeper
 from crusades.bench.referee.data import SyntheticCorpus, TokenCorpus
 from crusades.bench.referee.dice import Dice
+from crusades.bench.referee.draft import draw_exam
 from crusades.bench.referee.exam import prepare_exam, prepare_exams
 from crusades.bench.referee.layout import draw_sample, kind_of, layer_of, layout_of
 from crusades.bench.referee.measured import BEFORE, BODY, SEEN, UNSEEN
@@ -64,6 +65,25 @@ def test_single_tokens_are_drawn_anew_for_every_step_and_none_twice(reference, c
         drawn.append(set(single.int().argmax(1).tolist()))
     assert len(drawn[0]) == profile.audit.tokens
     assert drawn[0] != drawn[1]
+
+
+def test_which_tokens_are_drawn_is_said_nowhere(reference, corpus, profile):
+    """An exam may serve others."""
+    exam = prepare_exam(reference, corpus, profile, reference.initial)
+    first, last = exam.parts[0].families["token"]
+    assert set(exam.parts[0].names[first:last]) == {"a secret token"}
+
+
+@pytest.mark.parametrize("tokens", [0, 10**6])
+def test_what_else_is_drawn_does_not_depend_on_how_many_tokens_there_are(reference, corpus, profile, tokens):
+    other = msgspec.structs.replace(profile, audit=msgspec.structs.replace(profile.audit, tokens=tokens))
+    one, two = (draw_exam(reference, corpus, p, b"s" * 16) for p in (profile, other))
+    assert torch.equal(one.sample.index, two.sample.index)
+    assert torch.equal(one.logit_columns, two.logit_columns)
+    for mine, theirs in zip(one.parts, two.parts, strict=True):
+        first, last = theirs.families["token"]
+        assert torch.equal(mine.fixed[:first], theirs.fixed[:first])
+        assert last - first == min(tokens, profile.batch_size * (profile.sequence_length - 1))
 
 
 def test_a_cell_is_the_sum_of_its_tokens(reference, corpus, profile):

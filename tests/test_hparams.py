@@ -48,6 +48,8 @@ WRONG = {
     "not one of": (('dtype = "float32"', 'dtype = "float8"'), "profiles.tiny.model.dtype: Invalid enum value 'float8'"),
     "infinite": (("margin = 0.005", "margin = inf"), "scoring.margin: inf is not a finite number"),
     "two sources": (('config = "qwen2-tiny"', 'config = "qwen2-tiny"\nhub = "a/b"'), "profiles.tiny.model needs exactly one of"),
+    "a scale of what is not drawn": (('config = "qwen2-tiny"', 'path = "x"\nvocabulary_scale = 2.0'), "profiles.tiny.model.vocabulary_scale is 2.0, and the weights are not drawn"),
+    "a limit for tokens that nobody draws": (("anchored_runs = 4", "anchored_runs = 4\ntokens = 0"), "profiles.tiny.audit.tokens is 0, and limits.token_attribution would judge nothing"),
     "a peak below nothing": (("exam_pool = 12", "peak_tflops = -1.0"), "profiles.tiny.peak_tflops: Expected `float` >= 0.0"),
     "a decay that divides by zero": (("exam_pool = 12", "beta1 = 1.0"), "profiles.tiny.beta1: Expected `float` < 1.0"),
     "the other decay": (("exam_pool = 12", "beta2 = 1.0"), "profiles.tiny.beta2: Expected `float` < 1.0"),

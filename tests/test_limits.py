@@ -116,6 +116,22 @@ def test_a_step_in_which_nothing_is_measured_makes_no_tail_look_short():
     assert bounds.reach("gradient_error", 2, among) == bounds.reach("gradient_error", 0, alone)
 
 
+def test_late_steps_that_are_left_to_the_anchors_say_nothing_of_the_first():
+    drifting = [1e-3 * 3**i for i in range(5)] + [0.2] * 6
+    alone = of_steps([1e-3 * 1.1**i for i in range(11)])
+    among = [result(r.variant, "honest", 0.0, exam=r.exam, values=[r.statistics["gradient_error"][0], off], more={"anchor_gradient_error": [0.0, 1e-3]}) for r, off in zip(alone, drifting, strict=True)]
+    assert bounds.reach("gradient_error", 0, among) == bounds.reach("gradient_error", 0, alone)
+    assert math.isinf(bounds.reach("gradient_error", 1, among))
+
+
+@pytest.mark.parametrize("broken", [1, 5])
+def test_a_step_that_is_no_number_in_honest_work_is_not_judged_and_says_nothing_of_others(broken):
+    calm = [1e-3 * 1.1**i for i in range(11)]
+    rows = of_steps(calm, [None] * broken + calm[broken:], calm)
+    assert [math.isfinite(bounds.reach("gradient_error", step, rows)) for step in range(3)] == [True, False, True]
+    assert bounds.reach("gradient_error", 0, rows) == bounds.reach("gradient_error", 0, of_steps(calm, calm))
+
+
 def test_a_tail_that_is_too_long_is_not_judged():
     assert math.isinf(bounds.reach("gradient_error", 0, many([1e-3] * 16 + [1e-3 * 3**i for i in range(5)])))
 

@@ -18,7 +18,7 @@ import torch
 from crusades.bench.referee import audit as audits
 from crusades.bench.referee.anchor import CHUNK_ELEMENTS, Keeper, Kept
 from crusades.bench.referee.audit import UNSEEN, Adam, Expected, Measured
-from crusades.bench.referee.columns import Parts, draw_parts, head_of
+from crusades.bench.referee.columns import Parts, draw_parts, head_of, with_tokens
 from crusades.bench.referee.dice import Dice
 from crusades.bench.referee.exam import Exam, ReferencePass, groups_of
 from crusades.bench.referee.memory import Beside
@@ -132,7 +132,8 @@ def _beyond(now: torch.Tensor, then: torch.Tensor, share: float) -> torch.Tensor
 def fine_parts(exam: Exam, step: int, profile: Profile) -> Parts:
     """The parts of an anchored step, with `fine_cells` cells: as secret as the exam's seed, and drawn when they are needed."""
     seed = hashlib.sha256(exam.seed + step.to_bytes(4, "little")).digest()
-    return draw_parts(profile.batch_size, profile.sequence_length - 1, profile.audit.fine_cells, Dice(seed), profile.audit.tokens)
+    parts = draw_parts(profile.batch_size, profile.sequence_length - 1, profile.audit.fine_cells, Dice(seed))
+    return with_tokens(parts, profile.audit.tokens, Dice(seed + b"tokens"))
 
 
 def _at(step: int, steps: int, value: T, other: T) -> tuple[T, ...]:

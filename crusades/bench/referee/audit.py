@@ -32,6 +32,8 @@ STRONG = 1.0
 """A coordinate is strong in a step when |D·ĝ| (or what stands for D) is at least this many times its rms: noise seldom changes it by much."""
 OFF_BY = 0.75
 """A strong coordinate is an outlier when its gradient is off by more than this share of itself."""
+LEAST_ENERGY = 0.25
+"""A single token's part counts as if it had at least this share of the median token's squared gradient."""
 SILENT = 0.01
 """A strong coordinate is silent when its gradient is smaller than this share of what it should be."""
 
@@ -284,8 +286,9 @@ def _tokens(off: torch.Tensor, weight: torch.Tensor, expected: Expected) -> Meas
     the worst token's coefficient.
 
     A percent of the tokens left out, and the others weighted up, hides in the noise of the whole and of cells of hundreds. But a
-    token is there or not: left out it has 1 here, honest bf16 work of the 3B model 0.05 at most (docs/log.md, 2026-11-27). Tokens
-    have little in common with each other in these units, so that each is asked for by itself.
+    token is there or not: left out it has 1 here, honest bf16 work of the 3B model 0.07 at most (docs/log.md, 2026-11-27). Tokens
+    have little in common with each other in these units, so that each is asked for by itself. One that hardly has a gradient (what a
+    trained model knows) would be all noise, and is measured as if it had a larger one.
     """
     first, last = expected.families.get("token", (0, 0))
     if first == last:
@@ -294,6 +297,7 @@ def _tokens(off: torch.Tensor, weight: torch.Tensor, expected: Expected) -> Meas
     for s, parts in enumerate(expected.columns):
         columns = parts[first:last] * weight[s, expected.chosen]
         energy = columns.square().sum(dim=1)
+        energy = energy.clamp_min(LEAST_ENERGY * float(energy.median()))
         found = (columns @ off[s, expected.chosen] / energy).abs()
         found = found.masked_fill(energy == 0, 0.0).nan_to_num(nan=torch.inf, posinf=torch.inf)
         at = int(found.argmax())

@@ -75,6 +75,7 @@ def calibrate(config: CalibrateConfig) -> bool:
     config.out.mkdir(parents=True, exist_ok=True)
     log = config.out / "results.jsonl"
     done = open_results(log, header_of(config))
+    _note_header(log, header_of(config))
     started = time.monotonic()
     reference = load_reference(config.profile.model, config.device, config.cache_dir, config.profile_name)
     shape = shape_of(reference.layout, reference.config)
@@ -244,6 +245,13 @@ def open_results(log: Path, header: dict[str, Any]) -> list[Result]:
     else:
         log.write_bytes(msgspec.json.encode({"header": header}) + b"\n")
     return found
+
+
+def _note_header(log: Path, header: dict[str, Any]) -> None:
+    """Once more, where the last one is from before some setting: what is measured from here on has its value."""
+    if read_headers(log)[-1:] != [header]:
+        with log.open("ab") as file:
+            file.write(msgspec.json.encode({"header": header}) + b"\n")
 
 
 def _note_shape(log: Path, shape: Shape) -> None:

@@ -5,7 +5,7 @@ from the forward pass and meets the output gradient dY in the backward pass; at 
 the sum by *parts* (sequences, secret position cells, slices). So one ordinary backward pass yields every column of
 every family, with no pass of its own; the parts of a family add up to the gradient.
 
-Parts are given by an indicator (parts, tokens) of zeros and ones. Tapped: nn.Linear (weight and bias) and transformers'
+Parts are given by an indicator (parts, tokens) of zeros and ones. Those of one family, "token", are single tokens, and add up to nothing. Tapped: nn.Linear (weight and bias) and transformers'
 Conv1D. Other parameters (norms, learned positions, which one look-up serves for all sequences) have no columns and take part in
 the per-layer statistics alone. Embedding and head have statistics of their own, because what bf16 makes of the rows of a batch's
 tokens is several times the noise of everything else (docs/log.md, 2026-11-26), and columns only in the head's rows of tokens that
@@ -203,8 +203,8 @@ WINDOW = 64
 """Tokens in the secret contiguous window of every sequence."""
 
 
-def draw_parts(batch: int, positions: int, cells: int, dice: Dice, tokens: int = 0) -> Parts:
-    """Secret parts for one step: each sequence, `cells` random position cells, the slices easy, tail, window, rest, and single `tokens`."""
+def draw_parts(batch: int, positions: int, cells: int, dice: Dice) -> Parts:
+    """Secret parts for one step: each sequence, `cells` random position cells, and the slices easy, tail, window, rest."""
     sequence = torch.eye(batch, dtype=torch.bool)[:, :, None].expand(-1, -1, positions)
     which = dice.below(cells, (batch, positions))
     cell = torch.stack([which == c for c in range(cells)])
@@ -215,16 +215,21 @@ def draw_parts(batch: int, positions: int, cells: int, dice: Dice, tokens: int =
     at = torch.arange(positions)
     window = (at >= starts[:, None]) & (at < starts[:, None] + width) & ~tail
     slices = torch.stack([torch.zeros_like(tail), tail, window, ~(tail | window)])
-    drawn = in_order(dice.permutation(batch * positions)[:tokens])
-    single = torch.zeros(len(drawn), batch * positions, dtype=torch.bool)
-    single[torch.arange(len(drawn)), drawn] = True
     families = {"sequence": (0, batch), "cell": (batch, batch + cells), "slice": (batch + cells, batch + cells + 4)}
-    if len(drawn):
-        families["token"] = (batch + cells + 4, batch + cells + 4 + len(drawn))
     names = (
         *(f"sequence {b + 1}" for b in range(batch)),
         *(f"position cell {c + 1}" for c in range(cells)),
         "the easiest quarter of the tokens", "the tail of the sequences", "a secret window of the sequences", "the rest of the tokens",
-        *(f"token {t % positions + 1} of sequence {t // positions + 1}" for t in drawn.tolist()),
     )  # fmt: skip
-    return Parts(families, names, torch.cat([sequence, cell, slices, single.view(-1, batch, positions)]))
+    return Parts(families, names, torch.cat([sequence, cell, slices]))
+
+
+def with_tokens(parts: Parts, count: int, dice: Dice) -> Parts:
+    """The same parts, and `count` secret single tokens (all, where there are fewer) as the last family. Their names do not tell which:
+    an exam may serve others, and nobody can look up a batch that is secret."""
+    rows, batch, positions = parts.fixed.shape
+    drawn = in_order(dice.permutation(batch * positions)[:count])
+    single = torch.zeros(len(drawn), batch * positions, dtype=torch.bool)
+    single[torch.arange(len(drawn)), drawn] = True
+    families = parts.families | {"token": (rows, rows + len(drawn))}
+    return Parts(families, (*parts.names, *("a secret token",) * len(drawn)), torch.cat([parts.fixed, single.view(-1, batch, positions)]))

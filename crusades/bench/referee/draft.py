@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from crusades.bench.referee.columns import ColumnPlan, Parts, draw_parts, plan_columns
+from crusades.bench.referee.columns import ColumnPlan, Parts, draw_parts, plan_columns, with_tokens
 from crusades.bench.referee.data import Corpus
 from crusades.bench.referee.dice import Dice, in_order
 from crusades.bench.referee.layout import Sample, draw_sample, vocabulary_rows
@@ -46,11 +46,12 @@ def draw_exam(reference: Reference, corpus: Corpus, profile: Profile, seed: byte
     """The exam of `seed`. Needs nothing of the device, and so may go on beside whatever it does."""
     dice, audit, steps, positions = Dice(seed), profile.audit, profile.steps, profile.sequence_length - 1
     batches = corpus.draw(seed, steps * profile.batch_size, profile.sequence_length).reshape(steps, profile.batch_size, profile.sequence_length)
+    single = Dice(seed + b"tokens")  # of their own, so that what else is drawn does not depend on how many there are
     sample = draw_sample(reference.layout, audit.coordinates, audit.min_per_tensor, dice)
     return Draft(
         seed=seed, batches=batches, sample=sample,
         plan=plan_columns(reference.model, reference.layout, sample, audit.column_coordinates, dice),
-        parts=tuple(draw_parts(profile.batch_size, positions, audit.cells, dice, audit.tokens) for _ in range(min(audit.reference_steps, steps))),
+        parts=tuple(with_tokens(draw_parts(profile.batch_size, positions, audit.cells, dice), audit.tokens, single) for _ in range(min(audit.reference_steps, steps))),
         logit_rows=in_order(dice.permutation(profile.batch_size * positions)[: audit.logit_positions]),
         logit_columns=in_order(dice.permutation(reference.vocabulary)[: audit.logit_columns]),
         rows=vocabulary_rows(reference.layout, sample, reference.vocabulary),

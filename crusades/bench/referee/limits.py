@@ -114,7 +114,7 @@ def reach(name: str, step: int, honest: list[Result]) -> float:
     """How far out honest work may stand in a step; infinite where that is unknown.
 
     Of a few exams it is the worst that was measured. Of many it is more, as the tail of their values says: some exams are
-    ill-conditioned, and the worst of those that were measured is met again soon. At its own weights one late step is as good
+    ill-conditioned, and the worst of those that were measured is met again soon. How heavy it is, all steps that are judged say together. At its own weights one late step is as good
     as another (`anchor.py`), so that anchored statistics have the values of all of them.
     """
     anchored = name.startswith(PREFIX)
@@ -123,11 +123,12 @@ def reach(name: str, step: int, honest: list[Result]) -> float:
     worst = max(_distance(name, r.statistics[name][step]) for r in honest)
     if len({r.exam for r in honest}) < EXAMS_FOR_A_TAIL or not math.isfinite(worst):
         return worst
-    by_step = [_worst_of_exams(name, s, honest) for s in range(len(honest[0].statistics[name]))]
+    judged = [s for s in range(len(honest[0].statistics[name])) if anchored or not (s and _drifts(s, honest))]
+    by_step = {s: values for s in judged if math.isfinite(max(values := _worst_of_exams(name, s, honest)))}
     if anchored and step:
-        together = [value for values in by_step[1:] for value in values]
+        together = [value for s, values in by_step.items() if s for value in values]
         return max(worst, _beyond(max(together), len(together), _index(together)))
-    return max(worst, _beyond(max(by_step[step]), len(by_step[step]), _index(_in_medians(by_step))))
+    return max(worst, _beyond(max(by_step[step]), len(by_step[step]), _index(_in_medians(list(by_step.values())))))
 
 
 def _worst_of_exams(name: str, step: int, honest: list[Result]) -> list[float]:
@@ -139,7 +140,7 @@ def _worst_of_exams(name: str, step: int, honest: list[Result]) -> list[float]:
 
 def _in_medians(by_step: list[list[float]]) -> list[float]:
     """The values of all steps, each in units of its own step's median: eleven exams of one step tell next to nothing of a tail's
-    index, and there is no reason for it to be another in each step. Steps in which nothing varies are none."""
+    index, which is taken to be the same in all of them. Steps in which nothing varies are none."""
     return [value / statistics.median(values) for values in by_step if max(values) > min(values) for value in values] or [1.0]
 
 
