@@ -63,6 +63,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--unsafe-no-sandbox", action="store_true")
     given = parser.parse_args()
+    if missing := [str(path) for path in given.files if not path.is_file()]:
+        parser.error(f"there is no file {', '.join(missing)}")
     config = BenchConfig(path=given.files[0], hparams=hparams.load(), profile_name=given.profile, device=given.device, runs=given.runs, sandboxed=not given.unsafe_no_sandbox)
     print(json.dumps(trio.run(judge, config, given.files), indent=1))
 
