@@ -296,8 +296,8 @@ class HParams(Section, frozen=True, kw_only=True):
 
 
 LATER = {"audit": ("fine_cells", "reference_steps", "tokens"), "model": ("vocabulary_scale",)}
-"""Settings that came after the first versions. By default they change nothing that those judged by; a limit would (`tokens`), and has a name
-of its own."""
+"""Settings that came after the first versions. Their defaults change nothing in how those judge: what `tokens` measures is judged only
+where there is a limit for it, and limits are part of the name."""
 
 
 def _felt(profile: Profile) -> dict[str, Any]:

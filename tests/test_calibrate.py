@@ -217,13 +217,19 @@ def test_a_failure_does_not_take_the_place_of_what_was_measured(calibrate, log):
     assert [r.error for r in cal.read_results(log)] == [""] * len(FEW)
 
 
+def forget(log, *settings):
+    """As if the results were from before there were these."""
+    first, *others = log.read_bytes().splitlines(keepends=True)
+    found = json.loads(first)
+    for setting in settings:
+        del found["header"][setting]
+    log.write_bytes(json.dumps(found, separators=(",", ":")).encode() + b"\n" + b"".join(others))
+
+
 @pytest.mark.parametrize(("setting", "value", "said"), [("reference_steps", 1, "audit.reference_steps was 4, now 1"), ("fine_cells", 9, "audit.fine_cells was 8, now 9")])
 def test_a_header_from_before_a_setting_means_what_was_done_then(calibrate, profile, log, setting, value, said):
     calibrate(profile=msgspec.structs.replace(profile, audit=msgspec.structs.replace(profile.audit, fine_cells=8)))
-    lines = log.read_bytes().splitlines(keepends=True)
-    header = json.loads(lines[0])
-    del header["header"]["audit.reference_steps"], header["header"]["audit.fine_cells"]
-    log.write_bytes(json.dumps(header, separators=(",", ":")).encode() + b"\n" + b"".join(lines[1:]))
+    forget(log, "audit.reference_steps", "audit.fine_cells")
     with pytest.raises(ConfigError, match=said):
         calibrate(profile=msgspec.structs.replace(profile, audit=msgspec.structs.replace(profile.audit, **{"fine_cells": 8, setting: value})))
 
@@ -231,10 +237,7 @@ def test_a_header_from_before_a_setting_means_what_was_done_then(calibrate, prof
 def test_results_of_a_narrower_vocabulary_are_not_taken_for_those_of_a_wider_one(calibrate, profile, log):
     """There was no such setting when most were measured, and it was 1."""
     calibrate()
-    lines = log.read_bytes().splitlines(keepends=True)
-    header = json.loads(lines[0])
-    del header["header"]["model.vocabulary_scale"]
-    log.write_bytes(json.dumps(header, separators=(",", ":")).encode() + b"\n" + b"".join(lines[1:]))
+    forget(log, "model.vocabulary_scale")
     calibrate()
     with pytest.raises(ConfigError, match=r"model.vocabulary_scale was 1.0, now 2.0"):
         calibrate(profile=msgspec.structs.replace(profile, model=msgspec.structs.replace(profile.model, vocabulary_scale=2.0)))
@@ -243,10 +246,7 @@ def test_results_of_a_narrower_vocabulary_are_not_taken_for_those_of_a_wider_one
 def test_what_is_measured_after_a_setting_came_has_its_value(calibrate, profile, log):
     """The old results lack the statistic; two kinds of new ones would be one population."""
     calibrate()
-    lines = log.read_bytes().splitlines(keepends=True)
-    header = json.loads(lines[0])
-    del header["header"]["audit.tokens"]
-    log.write_bytes(json.dumps(header, separators=(",", ":")).encode() + b"\n" + b"".join(lines[1:]))
+    forget(log, "audit.tokens")
     calibrate()
     assert len(cal.read_headers(log)) == 2
     calibrate()

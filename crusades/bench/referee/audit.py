@@ -32,10 +32,10 @@ STRONG = 1.0
 """A coordinate is strong in a step when |D·ĝ| (or what stands for D) is at least this many times its rms: noise seldom changes it by much."""
 OFF_BY = 0.75
 """A strong coordinate is an outlier when its gradient is off by more than this share of itself."""
-LEAST_ENERGY = 0.25
-"""A single token's part counts as if it had at least this share of the median token's squared gradient."""
 SILENT = 0.01
 """A strong coordinate is silent when its gradient is smaller than this share of what it should be."""
+LEAST_ENERGY = 0.25
+"""A single token's part counts as if it had at least this share of the median token's squared gradient."""
 
 
 def gradients(exp_avg: torch.Tensor, beta1: float) -> torch.Tensor:

@@ -74,8 +74,9 @@ def calibrate(config: CalibrateConfig) -> bool:
     Raises ConfigError when the folder holds results of another profile, device or kind of audit."""
     config.out.mkdir(parents=True, exist_ok=True)
     log = config.out / "results.jsonl"
-    done = open_results(log, header_of(config))
-    _note_header(log, header_of(config))
+    header = header_of(config)
+    done = open_results(log, header)
+    _note_header(log, header)
     started = time.monotonic()
     reference = load_reference(config.profile.model, config.device, config.cache_dir, config.profile_name)
     shape = shape_of(reference.layout, reference.config)
@@ -110,7 +111,7 @@ def calibrate(config: CalibrateConfig) -> bool:
                 file.write(msgspec.json.encode(result) + b"\n")
             config.on_progress(f"  {variant.population:8s} {variant.name}: {result.error or f'{result.seconds:.2f} s'}")
     if any(r.population == "honest" and not r.error for r in done):
-        write_report(config, done, population(config, shape, SIZES), header_of(config))
+        write_report(config, done, population(config, shape, SIZES), header)
     return complete
 
 

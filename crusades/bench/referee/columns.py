@@ -3,9 +3,9 @@
 The gradient of a matrix is a sum over token positions, dW[i, j] = Σ_t dY[t, i]·X[t, j]. A tap keeps a layer's input X
 from the forward pass and meets the output gradient dY in the backward pass; at the sampled coordinates it then splits
 the sum by *parts* (sequences, secret position cells, slices). So one ordinary backward pass yields every column of
-every family, with no pass of its own; the parts of a family add up to the gradient.
+every family, with no pass of its own; the parts of a family add up to the gradient, but for those of "token", a few single ones.
 
-Parts are given by an indicator (parts, tokens) of zeros and ones. Those of one family, "token", are single tokens, and add up to nothing. Tapped: nn.Linear (weight and bias) and transformers'
+Parts are given by an indicator (parts, tokens) of zeros and ones. Tapped: nn.Linear (weight and bias) and transformers'
 Conv1D. Other parameters (norms, learned positions, which one look-up serves for all sequences) have no columns and take part in
 the per-layer statistics alone. Embedding and head have statistics of their own, because what bf16 makes of the rows of a batch's
 tokens is several times the noise of everything else (docs/log.md, 2026-11-26), and columns only in the head's rows of tokens that
