@@ -141,9 +141,9 @@ def recorded():
 @pytest.mark.parametrize(("dimension", "part", "names"), [
     ("sequences", "dropped", {"sequence_attribution"}), ("sequences, late", "dropped", {"sequence_attribution"}),
     ("layers", "frozen", {"layer_projection"}), ("layers, late", "frozen", {"layer_projection"}),
-    ("coordinates", "smallest rows zeroed", {"silent", "unseen_error", "seen_projection"}),
+    ("coordinates", "smallest rows zeroed", {"silent", "unseen_error", "seen_projection", "unmoved"}),
     ("heads", "heads frozen", {"silent", "tensor_projection"}),
-    ("softmax, rows", "", {"unseen_group_spread", "unseen_moment_error", "unseen_projection"}), ("softmax", "filtered", {"unseen_projection"}),
+    ("softmax, rows", "", {"unseen_group_spread", "unseen_moment_error", "unseen_projection", "unseen_error"}), ("softmax", "filtered", {"unseen_projection"}),
     ("steps", "", {"unmoved", "stale_gradient", "gradient_projection"}),
     ("tokens, weighted up", "1.0% of the tokens", {"token_attribution", "even_projection"}),
     ("tokens", "last 2.0% of every", {"slice_attribution"}), ("tokens", "last 25.0% of every", {"slice_attribution"}),
