@@ -12,7 +12,7 @@ from crusades.bench.referee.layout import layer_of
 from crusades.bench.referee.models import load_reference
 from crusades.bench.referee.recipe import Recipe
 from crusades.bench.referee.softmax import DEPTH, attribution
-from crusades.bench.referee.variants_softmax import head_by_moments
+from crusades.bench.referee.variants_softmax import chances, head_by_mean, head_by_moments
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +110,25 @@ def test_honest_work_has_all_of_it_and_work_by_moments_lacks_it(reference, profi
 
     assert max(measured(Recipe(micro=2))) < 1e-3
     assert measured(Recipe(backward_of_head=head_by_moments((0, 1)), micro=2))[0] > 0.5
+
+
+def test_rows_are_drawn_in_proportion_to_their_size_and_those_that_are_too_large_for_certain():
+    found = chances(torch.tensor([1.0, 3.0, 100.0, 4.0, 50.0]), 3)
+    assert found.tolist() == pytest.approx([1 / 8, 3 / 8, 1.0, 4 / 8, 1.0])
+
+
+def test_a_head_made_of_large_rows_first_is_nearer_to_the_truth_than_of_any_rows(reference, profile, exam):
+    lab = Lab(reference, profile, exam, reference.initial)
+    head = torch.nn.Linear(64, reference.vocabulary, bias=False)
+    x = torch.randn(128, 64, generator=lab.generator)
+    logits = 3 * torch.randn(128, reference.vocabulary, generator=lab.generator)
+    dy = logits.softmax(1) - torch.nn.functional.one_hot(torch.from_numpy(exam.batches[0]).flatten()[:128], reference.vocabulary)
+    true = dy @ head.weight.detach()
+
+    def off(by_size):
+        return float((head_by_mean((0,), 8, by_size=by_size)(lab, 0, head, x, dy)[0] - true).norm())
+
+    assert 0 < off(True) < off(False) / 1.5
 
 
 def test_a_gradient_at_the_weights_before_the_last_update_is_another_and_leaves_the_right_weights(reference, profile, exam):

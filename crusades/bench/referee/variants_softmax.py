@@ -41,6 +41,10 @@ def softmax_shortcuts(steps: int) -> Iterator[Variant]:
     for parts in (32, 8):
         recipe = Recipe(backward_of_head=head_by_mean(every, parts), micro=2)
         yield Variant(f"hidden states' gradient of the head by the mean and 1/{parts} of the rows, every step", "shortcut", recipe, "softmax, mean", HEAD / 3 * (1 - 1 / parts), "least visible")
+    for parts in (32, 16, 8):
+        recipe = Recipe(backward_of_head=head_by_mean(every, parts, by_size=True), micro=2)
+        words = f"hidden states' gradient of the head by the mean and 1/{parts} of the rows, large ones first, every step"
+        yield Variant(words, "shortcut", recipe, "softmax, mean", HEAD / 3 * (1 - 1 / parts), "least visible")
     recipe = Recipe(backward_of_head=sampled_head(1 / 8, last), micro=2, first=steps - 1)
     yield Variant("softmax of a sample, rows not in the batch from 1/8 of the tokens, last step", "shortcut", recipe, "softmax, sampled, late", HEAD * 7 / 8 / steps, "least visible")
 
@@ -131,9 +135,10 @@ def head_by_moments(steps: tuple[int, ...], *, sampled: int = 0) -> Backward:
     return backward
 
 
-def head_by_mean(steps: tuple[int, ...], sampled: int) -> Backward:
+def head_by_mean(steps: tuple[int, ...], sampled: int, *, by_size: bool = False) -> Backward:
     """As `head_by_moments`, from the mean over tokens of the probabilities, which the weight gradient's product gives for next to
-    nothing, and from one of `sampled` rows for what each token's differ by. What is wrong is nothing that tokens have in common."""
+    nothing, and from one of `sampled` rows for what each token's differ by. What is wrong is nothing that tokens have in common.
+    `by_size`: rows are drawn as likely as they differ much, which leaves the estimate the least variance that it can have."""
 
     def backward(lab: Lab, step: int, module: nn.Linear, x: torch.Tensor, dy: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor] | None:
         if step not in steps:
@@ -143,12 +148,32 @@ def head_by_mean(steps: tuple[int, ...], sampled: int) -> Backward:
         left = -own.float().sum(1, keepdim=True)
         mean = dy.sum(0, dtype=torch.float32)[unseen] / left.sum()
         together = (mean.to(x.dtype) @ weight[unseen]).float()
-        drawn = lab.random(len(unseen)).argsort()[: max(64, len(unseen) // sampled)]
-        differs = (dy[:, unseen[drawn]].float() - left * mean[drawn]).to(x.dtype)
-        dx = (own @ weight[seen]).float() + left * together + (differs @ weight[unseen[drawn]]).float() * (len(unseen) / len(drawn))
+        count = max(64, len(unseen) // sampled)
+        if by_size:
+            size = torch.cat([(dy[:, ids].float() - left * m).norm(dim=0) for ids, m in zip(unseen.split(8192), mean.split(8192), strict=True)])
+            chance = chances(size, count)
+            drawn = (lab.random(len(unseen)) < chance).nonzero()[:, 0]
+            scale = 1 / chance[drawn]
+        else:
+            drawn = lab.random(len(unseen)).argsort()[:count]
+            scale = torch.full((len(drawn),), len(unseen) / len(drawn), device=dy.device)
+        differs = ((dy[:, unseen[drawn]].float() - left * mean[drawn]) * scale).to(x.dtype)
+        dx = (own @ weight[seen]).float() + left * together + (differs @ weight[unseen[drawn]]).float()
         return dx.to(x.dtype), dy.t() @ x
 
     return backward
+
+
+def chances(size: torch.Tensor, count: int) -> torch.Tensor:
+    """In proportion to `size` (n,), but at most 1, so that their sum is `count`: how likely each is drawn."""
+    chance = torch.zeros_like(size)
+    for _ in range(20):  # those that would be above 1 are certain, and leave the others more
+        free = chance < 1
+        chance[free] = size[free] / size[free].sum() * (count - (~free).sum())
+        if not (chance > 1).any():
+            break
+        chance.clamp_(max=1)
+    return chance.clamp(max=1)
 
 
 def vocabulary_of(lab: Lab, step: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
