@@ -1,6 +1,7 @@
 # `make demo` and `make test` set up everything they need; both can be repeated and interrupted.
 VENV ?= .venv
 ARGS ?=
+WORKERS ?= 2
 export VENV
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check smol clean
@@ -14,8 +15,8 @@ setup: ## Python environment, pinned packages, sandbox
 demo: setup ## the whole system on this machine (ARGS="--once --json" …)
 	@exec $(VENV)/bin/crusades demo $(ARGS)
 
-test: setup ## all tests that this machine can run (ARGS="-k fetch" …)
-	$(VENV)/bin/pytest $(ARGS)
+test: setup ## all tests that this machine can run (ARGS="-k fetch" …; WORKERS=0 runs them one by one, for a debugger)
+	$(VENV)/bin/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: setup ## formatting, types
 	$(VENV)/bin/ruff check .

@@ -30,6 +30,19 @@ def empty_home(tmp_path_factory) -> Iterator[None]:
         yield
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With several workers each takes a file at a time, for what its tests set up once; those that want the card are one file,
+    for there is one card."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "tests/gpu" if nodeid.startswith("tests/gpu/") else super()._split_scope(nodeid)
+
+    return ByFile(config, log)
+
+
 def pytest_runtest_logreport(report):
     """In the process that collects the reports: there may be several that run tests (pytest -n)."""
     if "kernel" in report.keywords:
