@@ -1,7 +1,7 @@
 # `make demo` and `make test` set up everything they need; both can be repeated and interrupted.
 VENV ?= .venv
 ARGS ?=
-WORKERS ?= 2
+WORKERS ?= 0
 export VENV
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check smol clean
@@ -15,7 +15,7 @@ setup: ## Python environment, pinned packages, sandbox
 demo: setup ## the whole system on this machine (ARGS="--once --json" …)
 	@exec $(VENV)/bin/crusades demo $(ARGS)
 
-test: setup ## all tests that this machine can run (ARGS="-k fetch" …; WORKERS=0 runs them one by one, for a debugger)
+test: setup ## all tests that this machine can run (ARGS="-k fetch" …; WORKERS=2 runs two files at a time)
 	$(VENV)/bin/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: setup ## formatting, types
