@@ -137,13 +137,17 @@ def recorded():
     return {profile: [(r.dimension, r.variant, s.name.removeprefix("anchor_")) for r, s, _ in of_record(profile)] for profile in ("tiny", "qwen2.5-3b")}
 
 
+ALSO = {("qwen2.5-3b", "coordinates"): {"unmoved"}, ("qwen2.5-3b", "softmax, rows"): {"unseen_error"}}
+"""As true where the vocabulary is drawn wide: weights of rows without a gradient do not move, and rows of tokens in no batch are wrong."""
+
+
 @pytest.mark.parametrize("profile", ["tiny", "qwen2.5-3b"])
 @pytest.mark.parametrize(("dimension", "part", "names"), [
     ("sequences", "dropped", {"sequence_attribution"}), ("sequences, late", "dropped", {"sequence_attribution"}),
     ("layers", "frozen", {"layer_projection"}), ("layers, late", "frozen", {"layer_projection"}),
-    ("coordinates", "smallest rows zeroed", {"silent", "unseen_error", "seen_projection", "unmoved"}),
+    ("coordinates", "smallest rows zeroed", {"silent", "unseen_error", "seen_projection"}),
     ("heads", "heads frozen", {"silent", "tensor_projection"}),
-    ("softmax, rows", "", {"unseen_group_spread", "unseen_moment_error", "unseen_projection", "unseen_error"}), ("softmax", "filtered", {"unseen_projection"}),
+    ("softmax, rows", "", {"unseen_group_spread", "unseen_moment_error", "unseen_projection"}), ("softmax", "filtered", {"unseen_projection"}),
     ("steps", "", {"unmoved", "stale_gradient", "gradient_projection"}),
     ("tokens, weighted up", "1.0% of the tokens", {"token_attribution", "even_projection"}),
     ("tokens", "last 2.0% of every", {"slice_attribution"}), ("tokens", "last 25.0% of every", {"slice_attribution"}),
@@ -152,7 +156,7 @@ def recorded():
 def test_a_recorded_shortcut_is_called_by_what_it_leaves_out(recorded, profile, dimension, part, names):
     found = [(variant, name) for d, variant, name in recorded[profile] if d == dimension and part in variant]
     assert found
-    assert [(variant, name) for variant, name in found if name not in names] == []
+    assert [(variant, name) for variant, name in found if name not in names | ALSO.get((profile, dimension), set())] == []
 
 
 @pytest.mark.parametrize("profile", ["tiny", "qwen2.5-3b"])

@@ -167,13 +167,12 @@ def head_by_mean(steps: tuple[int, ...], sampled: int, *, by_size: bool = False)
 def chances(size: torch.Tensor, count: int) -> torch.Tensor:
     """In proportion to `size` (n,), but at most 1, so that their sum is `count`: how likely each is drawn."""
     chance = torch.zeros_like(size)
-    for _ in range(20):  # those that would be above 1 are certain, and leave the others more
+    while True:  # those that would be above 1 are certain, and leave the others more
         free = chance < 1
         chance[free] = size[free] / size[free].sum() * (count - (~free).sum())
         if not (chance > 1).any():
-            break
+            return chance
         chance.clamp_(max=1)
-    return chance.clamp(max=1)
 
 
 def vocabulary_of(lab: Lab, step: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
