@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 _ANCHORED = (
     "gradient_error", "gradient_projection", "even_error", "even_projection", "typical_error", "layer_typical_error", "kind_typical_error", "outliers", "silent", "layer_error", "layer_projection", "kind_error", "kind_projection",
-    "tensor_error", "tensor_projection", "seen_error", "seen_projection", "seen_typical_error", "unseen_error", "unseen_projection", "unseen_typical_error", "unseen_moment_error", "sequence_attribution", "cell_attribution", "cell_spread", "slice_attribution", "token_attribution", "softmax_attribution",
+    "tensor_error", "tensor_projection", "attention_error", "last_attention_error", "seen_error", "seen_projection", "seen_typical_error", "unseen_error", "unseen_projection", "unseen_typical_error", "unseen_moment_error", "sequence_attribution", "cell_attribution", "cell_spread", "slice_attribution", "token_attribution", "softmax_attribution",
 )  # fmt: skip
 STATISTICS = frozenset({
     *_ANCHORED, *(f"anchor_{name}" for name in _ANCHORED), "stale_gradient", "step_error", "unmoved", "update_error",

@@ -1,5 +1,6 @@
 """What the programs of `benchmarks/` print, where it can be looked at without an evaluation."""
 
+import ast
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from crusades.records import Audit, Outcome, Run, Verdict
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import evaluations
+import unseen_time
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,3 +24,17 @@ def test_of_reads_both_the_median_and_the_worst_are_told():
     verdict = Verdict(verdict=Outcome.ACCEPTED, score_mfu=40.0, runs=(run_of(0.005), run_of(0.010), run_of(0.040)))
     told = evaluations.summary(config, {"DoRun": [2.1, 2.1, 2.1]}, [verdict], {"wall_s": 9.0})
     assert (told["read_ms_median"], told["read_ms_worst"]) == (2.0, 8.0)
+
+
+def test_a_head_from_a_part_of_its_rows_takes_the_place_of_the_honest_one(tmp_path):
+    found = {path.name: path.read_text() for path in unseen_time.files(tmp_path)}
+    assert found["fast.py"] == found["fast_again.py"] == (ROOT / "examples" / "fast.py").read_text()
+    for parts in unseen_time.PARTS:
+        text = found[f"head_1_of_{parts}.py"]
+        defined = [node.name for node in ast.parse(text).body if isinstance(node, ast.ClassDef)]
+        assert defined == ["InnerStepsResult", "HeadLoss", "HeadLoss"]
+        assert f"\nPARTS = {parts}\n" in text
+
+
+def test_milliseconds_of_the_attention_outputs_are_told_as_shares_of_a_run():
+    assert unseen_time.shares({"true_ms": 20.0, "saved_ms_with_basis": -40.0}, run_s=2.0) == {"true_percent": 1.0, "saved_percent_with_basis": -2.0}

@@ -22,7 +22,7 @@ import math
 
 import torch
 
-from crusades.bench.referee import softmax, unseen
+from crusades.bench.referee import quiet, softmax, unseen
 from crusades.bench.referee.arithmetic import arithmetic
 from crusades.bench.referee.measured import BODY, SEEN, UNSEEN, Adam, Expected, Measured, Reads, per_step, share
 
@@ -124,6 +124,7 @@ def _of_gradients(plain: torch.Tensor, scale: torch.Tensor, even: torch.Tensor, 
         per_step("outliers", steps, lambda s: (_outliers(g[s], ref[s]), "")),
         per_step("silent", steps, lambda s: (_silent(g[s], ref[s]), "")),
         *_by_group(g[:, body], ref[:, body], groups, group_min),
+        *quiet.attention_errors(own, true, groups, group_min),
         *_of_vocabulary(plain * even, expected.gradient * even, expected.standing, group_min),
         *_attributions(plain, scale, expected), _tokens((plain - expected.gradient) * even, even, expected), softmax.attribution(plain, even, expected, group_min),
     ]

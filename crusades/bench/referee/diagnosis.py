@@ -121,7 +121,7 @@ def _vague(s: Statistic) -> bool:
     """Whether its words say less than any other's would, or something else than what is wrong: whatever is wrong with a gradient
     silences some coordinates by chance."""
     name = plain_name(s.name)
-    return name in ("outliers", "silent", "softmax_attribution", "token_attribution") or (name.endswith("typical_error") and (s.value or 0.0) > NEARLY_RIGHT)
+    return name in ("outliers", "silent", "softmax_attribution", "token_attribution", "attention_error", "last_attention_error") or (name.endswith("typical_error") and (s.value or 0.0) > NEARLY_RIGHT)
 
 
 def _furthest(statistics: Iterable[Statistic]) -> Statistic:

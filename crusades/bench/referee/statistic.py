@@ -25,6 +25,8 @@ WORDS = {
     "kind_projection": "the {where} parameters were not trained in full",
     "tensor_error": "the gradient of {where} is wrong",
     "tensor_projection": "{where} was not trained in full",
+    "attention_error": "most of the gradient of the attention's output matrices is a little off",
+    "last_attention_error": "what the layers are given from the output layer is a little off",
     "seen_error": "the gradient of the vocabulary's rows of tokens in the batch is wrong",
     "seen_projection": "the vocabulary's rows of tokens in the batch were not trained in full",
     "seen_typical_error": "most of the gradient of the vocabulary's rows of tokens in the batch is a little off",

@@ -9,7 +9,7 @@ from torch import nn
 
 from crusades.bench.referee.lab import Lab
 from crusades.bench.referee.recipe import Backward, Recipe, Variant, Weights
-from crusades.bench.referee.variants_softmax import softmax_shortcuts
+from crusades.bench.referee.variants_softmax import HEAD, head_by_mean, softmax_shortcuts
 from crusades.bench.referee.variants_tokens import random_tokens, without_sequences
 from crusades.bench.referee.variants_weights import rows_of
 
@@ -55,6 +55,7 @@ def attacks(steps: int, batch: int, *, low_precision: bool) -> Iterator[Variant]
     yield from _attention(steps)
     yield from softmax_shortcuts(steps)
     yield from _red_team(steps, batch)
+    yield from _together(steps)
 
 
 def _low_product(form: str, steps: tuple[int, ...]) -> Callable[[Lab, int, nn.Linear, torch.Tensor], torch.Tensor | None]:
@@ -219,12 +220,12 @@ def _by_directions(of: torch.Tensor, other: torch.Tensor, share: float) -> tuple
     return left * (1 / max(1e-9, 1 - off * off)), basis, at, off
 
 
-def _few_directions(steps: tuple[int, ...], share: float, tolerance: float, *, outputs: bool = False) -> Backward:
+def _few_directions(steps: tuple[int, ...], share: float, tolerance: float, *, outputs: bool = False, lower: bool = False) -> Backward:
     """Weight gradients from a `share` of the inputs' directions, wherever they are off by no more than `tolerance`; or, by `outputs`, of
-    those of the outputs' gradients, from which the inputs' gradient follows, too."""
+    those of the outputs' gradients, from which the inputs' gradient follows, too. `lower`: in the lower half of the layers alone."""
 
     def backward(lab: Lab, step: int, module: nn.Linear, x: torch.Tensor, dy: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor] | None:
-        if step not in steps or _name(lab, module) not in LARGE:
+        if step not in steps or _name(lab, module) not in LARGE or (lower and id(module) not in _lower_half(lab)):
             return None
         made, basis, at, off = _by_directions(*((dy, x) if outputs else (x, dy)), share)
         if off > tolerance:
@@ -288,6 +289,23 @@ def _red_team(steps: int, batch: int) -> Iterator[Variant]:
     for part, tolerance in ((16, 0.04), (16, 0.08), (16, 0.16), (4, 0.2), (2, 0.3)):
         recipe = Recipe(backward_of_linear=_few_directions(tuple(range(steps)), 1 / part, tolerance), adaptive=True)
         yield Variant(f"weight gradients from 1/{part} of the directions, up to {tolerance:.0%} off", "shortcut", recipe, "directions", 0.01, "least visible")
+    recipe = Recipe(backward_of_linear=_few_directions(tuple(range(steps)), 1 / 16, 0.16, lower=True), adaptive=True)
+    yield Variant("weight gradients from 1/16 of the directions in the lower layers, up to 16% off", "shortcut", recipe, "directions", 0.005, "least visible")
     for part, tolerance in ((16, 0.16), (4, 0.3)):
         recipe = Recipe(backward_of_linear=_few_directions(tuple(range(steps)), 1 / part, tolerance, outputs=True), adaptive=True)
         yield Variant(f"gradients from 1/{part} of the outputs' directions, up to {tolerance:.0%} off", "shortcut", recipe, "directions", 0.01, "least visible")
+
+
+def _together(steps: int) -> Iterator[Variant]:
+    """What one statistic sees little of and another nothing, at once."""
+    every = tuple(range(steps))
+    for parts, lower in ((16, False), (8, True), (4, True)):
+        left_out, estimate = HEAD / 3 * (1 - 1 / parts), head_by_mean(every, parts, by_size=True)
+
+        def head(lab: Lab, step: int, module: nn.Linear, x: torch.Tensor, dy: torch.Tensor, *, left_out: float = left_out, estimate: Backward = estimate) -> tuple[torch.Tensor | None, torch.Tensor] | None:
+            lab.left_out += left_out / steps
+            return estimate(lab, step, module, x, dy)
+
+        recipe = Recipe(backward_of_linear=_few_directions(every, 1 / 16, 0.16, lower=lower), backward_of_head=head, adaptive=True)
+        words = f"the head's large rows, 1/{parts}, and 1/16 of the directions{' in the lower layers' if lower else ''}"
+        yield Variant(words, "shortcut", recipe, "together", left_out + (0.0075 if lower else 0.015), "least visible")

@@ -41,7 +41,7 @@ def softmax_shortcuts(steps: int) -> Iterator[Variant]:
     for parts in (32, 8):
         recipe = Recipe(backward_of_head=head_by_mean(every, parts), micro=2)
         yield Variant(f"hidden states' gradient of the head by the mean and 1/{parts} of the rows, every step", "shortcut", recipe, "softmax, mean", HEAD / 3 * (1 - 1 / parts), "least visible")
-    for parts in (32, 16, 8):
+    for parts in (32, 16, 8, 4, 2):
         recipe = Recipe(backward_of_head=head_by_mean(every, parts, by_size=True), micro=2)
         words = f"hidden states' gradient of the head by the mean and 1/{parts} of the rows, large ones first, every step"
         yield Variant(words, "shortcut", recipe, "softmax, mean", HEAD / 3 * (1 - 1 / parts), "least visible")
