@@ -67,6 +67,12 @@ def test_the_softmax_is_named_where_others_only_say_how_much():
     assert named(softmax_attribution=0.95, tensor_error=0.4, tensor_error__over=20) == "softmax_attribution"
 
 
+@pytest.mark.parametrize("quiet", ["attention_error", "last_attention_error"])
+def test_where_arithmetic_is_quietest_everything_shows_and_nothing_is_explained(quiet):
+    assert named(**{quiet: 0.1, f"{quiet}__over": 1e3}, layer_error=0.2, layer_error__over=2) == "layer_error"
+    assert named(**{quiet: 0.1}) == quiet
+
+
 def test_the_softmax_is_not_named_where_something_is_missing():
     assert named(softmax_attribution=8.0, softmax_attribution__over=50, cell_attribution=0.6) == "cell_attribution"
 
@@ -149,6 +155,7 @@ ALSO = {("qwen2.5-3b", "coordinates"): {"unmoved"}, ("qwen2.5-3b", "softmax, row
     ("heads", "heads frozen", {"silent", "tensor_projection"}),
     ("softmax, rows", "", {"unseen_group_spread", "unseen_moment_error", "unseen_projection"}), ("softmax", "filtered", {"unseen_projection"}),
     ("steps", "", {"unmoved", "stale_gradient", "gradient_projection"}),
+    ("softmax, mean", "", {"softmax_attribution", "last_attention_error", "typical_error"}), ("tokens, weighted up", "50.0% of the tokens", {"sequence_attribution", "even_projection"}),
     ("tokens, weighted up", "1.0% of the tokens", {"token_attribution", "even_projection"}),
     ("tokens", "last 2.0% of every", {"slice_attribution"}), ("tokens", "last 25.0% of every", {"slice_attribution"}),
     ("tokens", "50.0% of the tokens", {"gradient_projection", "even_projection"}), ("tokens, late", "% of the tokens", {"gradient_projection", "even_projection", "token_attribution"}),

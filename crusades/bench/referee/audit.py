@@ -287,7 +287,7 @@ def _tokens(off: torch.Tensor, weight: torch.Tensor, expected: Expected) -> Meas
     the worst token's coefficient.
 
     A percent of the tokens left out, and the others weighted up, hides in the noise of the whole and of cells of hundreds. But a
-    token is there or not: left out it has 1 here, honest bf16 work of the 3B model 0.07 at most (docs/log.md, 2026-11-27). Tokens
+    token is there or not: left out it has 1 here, honest bf16 work of the 3B model 0.065 at most (docs/log.md, 2026-11-27). Tokens
     have little in common with each other in these units, so that each is asked for by itself. One that hardly has a gradient (what a
     trained model knows) would be all noise, and is measured as if it had a larger one.
     """

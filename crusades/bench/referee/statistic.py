@@ -26,7 +26,7 @@ WORDS = {
     "tensor_error": "the gradient of {where} is wrong",
     "tensor_projection": "{where} was not trained in full",
     "attention_error": "most of the gradient of the attention's output matrices is a little off",
-    "last_attention_error": "what the layers are given from the output layer is a little off",
+    "last_attention_error": "the gradient of the last attention's output matrix is a little off: its own, or what the output layer gives",
     "seen_error": "the gradient of the vocabulary's rows of tokens in the batch is wrong",
     "seen_projection": "the vocabulary's rows of tokens in the batch were not trained in full",
     "seen_typical_error": "most of the gradient of the vocabulary's rows of tokens in the batch is a little off",

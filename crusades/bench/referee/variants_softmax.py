@@ -12,6 +12,8 @@ from crusades.bench.referee.recipe import Backward, Recipe, Variant
 
 HEAD = 0.09
 """The head's share of a step's products on the default profile."""
+TRUE_POSITIONS = 1 / 16
+"""Attention's outputs differ most from their mean in a sequence's first tokens, so that what is wrong with those shows most in its matrices."""
 SAMPLED = 18
 """The partition sum, or what moments do not tell, comes from one of so many tokens that are not in the batch."""
 
@@ -45,6 +47,10 @@ def softmax_shortcuts(steps: int) -> Iterator[Variant]:
         recipe = Recipe(backward_of_head=head_by_mean(every, parts, by_size=True), micro=2)
         words = f"hidden states' gradient of the head by the mean and 1/{parts} of the rows, large ones first, every step"
         yield Variant(words, "shortcut", recipe, "softmax, mean", HEAD / 3 * (1 - 1 / parts), "least visible")
+    for parts, true in ((32, TRUE_POSITIONS), (16, TRUE_POSITIONS), (16, 0.0)):
+        recipe = Recipe(backward_of_head=head_by_mean(every, parts, by_size=True, true_positions=true), micro=1)
+        words = f"hidden states' gradient of the head by the mean and 1/{parts} of the rows, large ones first, anew for every sequence{' and truly for its first tokens' if true else ''}"
+        yield Variant(words, "shortcut", recipe, "softmax, mean", HEAD / 3 * (1 - 1 / parts - true), "least visible")
     recipe = Recipe(backward_of_head=sampled_head(1 / 8, last), micro=2, first=steps - 1)
     yield Variant("softmax of a sample, rows not in the batch from 1/8 of the tokens, last step", "shortcut", recipe, "softmax, sampled, late", HEAD * 7 / 8 / steps, "least visible")
 
@@ -135,10 +141,11 @@ def head_by_moments(steps: tuple[int, ...], *, sampled: int = 0) -> Backward:
     return backward
 
 
-def head_by_mean(steps: tuple[int, ...], sampled: int, *, by_size: bool = False) -> Backward:
+def head_by_mean(steps: tuple[int, ...], sampled: int, *, by_size: bool = False, true_positions: float = 0.0) -> Backward:
     """As `head_by_moments`, from the mean over tokens of the probabilities, which the weight gradient's product gives for next to
     nothing, and from one of `sampled` rows for what each token's differ by. What is wrong is nothing that tokens have in common.
-    `by_size`: rows are drawn as likely as they differ much, which leaves the estimate the least variance that it can have."""
+    `by_size`: rows are drawn as likely as they differ much, which leaves the estimate the least variance that it can have.
+    `true_positions`: the share of every sequence, from its first token on, whose gradients are the true ones."""
 
     def backward(lab: Lab, step: int, module: nn.Linear, x: torch.Tensor, dy: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor] | None:
         if step not in steps:
@@ -159,6 +166,9 @@ def head_by_mean(steps: tuple[int, ...], sampled: int, *, by_size: bool = False)
             scale = torch.full((len(drawn),), len(unseen) / len(drawn), device=dy.device)
         differs = ((dy[:, unseen[drawn]].float() - left * mean[drawn]) * scale).to(x.dtype)
         dx = (own @ weight[seen]).float() + left * together + (differs @ weight[unseen[drawn]]).float()
+        positions = lab.profile.sequence_length - 1
+        true = torch.arange(len(dy), device=dy.device) % positions < int(positions * true_positions)
+        dx[true] = (dy[true] @ weight).float()
         return dx.to(x.dtype), dy.t() @ x
 
     return backward
