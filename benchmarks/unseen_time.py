@@ -83,10 +83,10 @@ async def measure(given: argparse.Namespace) -> dict[str, Any]:
         paths = files(Path(folder))
         config = BenchConfig(path=paths[0], hparams=parameters, profile_name=given.profile, device=given.device, runs=given.runs, sandboxed=not given.unsafe_no_sandbox)
         found = await judge(config, paths)
-    alone = directions(parameters.profile(given.profile))  # only now: a process of ours on the card would void every run
     timed = [line["run_s"] for name, line in found["files"].items() if name.startswith("fast") and line["run_s"]]
     if not timed:
         return {"profile": given.profile, "head_rows": found["files"], "error": "fast.py itself has no scored run to compare with"}
+    alone = directions(parameters.profile(given.profile))  # only now: a process of ours on the card would void every run
     honest = statistics.mean(timed)
     for line in found["files"].values():
         line["saved_percent"] = 100 * (1 - line["run_s"] / honest) if line["run_s"] else None

@@ -24,7 +24,7 @@ import torch
 
 from crusades.bench.referee import quiet, softmax, unseen
 from crusades.bench.referee.arithmetic import arithmetic
-from crusades.bench.referee.measured import BODY, SEEN, UNSEEN, Adam, Expected, Measured, Reads, per_step, share
+from crusades.bench.referee.measured import BODY, SEEN, UNSEEN, Adam, Expected, Groups, Measured, Reads, per_step, share
 
 __all__ = ["BODY", "SEEN", "UNSEEN", "Adam", "Expected", "Measured", "Reads", "anchored", "audit", "gradients", "share", "solve"]
 
@@ -128,9 +128,6 @@ def _of_gradients(plain: torch.Tensor, scale: torch.Tensor, even: torch.Tensor, 
         *_of_vocabulary(plain * even, expected.gradient * even, expected.standing, group_min),
         *_attributions(plain, scale, expected), _tokens((plain - expected.gradient) * even, even, expected), softmax.attribution(plain, even, expected, group_min),
     ]
-
-
-Groups = dict[str, tuple[torch.Tensor, tuple[str, ...]]]
 
 
 def _of_vocabulary(g: torch.Tensor, ref: torch.Tensor, standing: torch.Tensor, group_min: int) -> list[Measured]:

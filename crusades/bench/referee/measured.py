@@ -22,6 +22,10 @@ BODY, SEEN, UNSEEN, BEFORE = range(4)
 has been in no batch of the run so far; or of one that was in an earlier one only."""
 
 
+Groups = dict[str, tuple[torch.Tensor, tuple[str, ...]]]
+""""layer", "kind", "tensor" → ids (n,) and names."""
+
+
 @dataclass(frozen=True)
 class Expected:
     """The exam's side, on the device of the audit. Shapes as in `exam.Exam`, for as many steps as the reference took."""
@@ -34,8 +38,7 @@ class Expected:
     chosen: torch.Tensor
     families: dict[str, tuple[int, int]]
     part_names: tuple[str, ...]
-    groups: dict[str, tuple[torch.Tensor, tuple[str, ...]]]
-    """"layer", "kind", "tensor" → ids (n,) and names."""
+    groups: Groups
     standing: torch.Tensor
     """uint8 (S, n): where a coordinate stands in each step, by the tokens of its batch (`BODY` … `BEFORE`)."""
     of_head: torch.Tensor | None = None

@@ -16,12 +16,10 @@ import re
 import torch
 
 from crusades.bench.referee.layout import layer_of
-from crusades.bench.referee.measured import Measured, per_step
+from crusades.bench.referee.measured import Groups, Measured, per_step
 
 _OUTPUT = re.compile(r"(?:attn|attention)(?:\.attention)?\.(?:o_proj|out_proj|c_proj|dense|wo)\.weight$")
 """What transformers call it: Llama and its kin; OPT and GPT-Neo; GPT-2; NeoX, Falcon and Phi; InternLM."""
-
-Groups = dict[str, tuple[torch.Tensor, tuple[str, ...]]]
 
 
 def attention_errors(own: torch.Tensor, true: torch.Tensor, groups: Groups, group_min: int) -> list[Measured]:

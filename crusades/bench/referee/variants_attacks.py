@@ -296,16 +296,22 @@ def _red_team(steps: int, batch: int) -> Iterator[Variant]:
         yield Variant(f"gradients from 1/{part} of the outputs' directions, up to {tolerance:.0%} off", "shortcut", recipe, "directions", 0.01, "least visible")
 
 
+def _counted(backward: Backward, work: float) -> Backward:
+    """The same, with the `work` that it leaves out of a step added to what else an adaptive recipe did; of a whole batch at once."""
+
+    def counted(lab: Lab, step: int, module: nn.Linear, x: torch.Tensor, dy: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor] | None:
+        lab.left_out += work
+        return backward(lab, step, module, x, dy)
+
+    return counted
+
+
 def _together(steps: int) -> Iterator[Variant]:
     """What one statistic sees little of and another nothing, at once."""
     every = tuple(range(steps))
     for parts, lower in ((16, False), (8, True), (4, True)):
-        left_out, estimate = HEAD / 3 * (1 - 1 / parts), head_by_mean(every, parts, by_size=True)
-
-        def head(lab: Lab, step: int, module: nn.Linear, x: torch.Tensor, dy: torch.Tensor, *, left_out: float = left_out, estimate: Backward = estimate) -> tuple[torch.Tensor | None, torch.Tensor] | None:
-            lab.left_out += left_out / steps
-            return estimate(lab, step, module, x, dy)
-
+        left_out = HEAD / 3 * (1 - 1 / parts)
+        head = _counted(head_by_mean(every, parts, by_size=True), left_out / steps)
         recipe = Recipe(backward_of_linear=_few_directions(every, 1 / 16, 0.16, lower=lower), backward_of_head=head, adaptive=True)
         words = f"the head's large rows, 1/{parts}, and 1/16 of the directions{' in the lower layers' if lower else ''}"
         yield Variant(words, "shortcut", recipe, "together", left_out + (0.0075 if lower else 0.015), "least visible")
