@@ -285,6 +285,7 @@ def test_columns_in_bf16_add_up_to_the_gradient():
         exam = prepare_exam(reference, SyntheticCorpus(reference.vocabulary), profile, reference.initial)
     finally:
         reference.memory.close()
+    assert exam.columns.is_pinned()
     whole = exam.gradient[0][exam.plan.chosen]
     for first, last in exam.parts[0].families.values():  # with all tokens these add up, too
         assert float((exam.columns[0, first:last].sum(0) - whole).norm() / whole.norm()) < 0.01

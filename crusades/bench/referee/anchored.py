@@ -67,7 +67,7 @@ def compare_here(kept: Kept, reference: Reference, profile: Profile, adam: Adam,
     """
     exam, last, device = kept.exam, kept.step == profile.steps - 1, reference.device
     pass_ = ReferencePass(reference, profile, exam)
-    changed = audits.share(pass_.weights[0] != kept.read)
+    changed = audits.share(pass_.weights[0].cpu() != kept.read)
     parts = fine_parts(exam, kept.step, profile)
     standing = exam.standing(kept.step)
     of_head = unseen_of_head(exam, reference, standing)
@@ -77,12 +77,12 @@ def compare_here(kept: Kept, reference: Reference, profile: Profile, adam: Adam,
     own = Expected(
         weights=kept.read[None].to(device), exp_avg_sq=exam.exp_avg_sq.to(device) if exam.whole else None, gradient=gradient[None], columns=columns[None, :, :planned],
         chosen=exam.plan.chosen.to(device), families=parts.families, part_names=parts.names, groups=groups_of(exam.sample, device), standing=standing.to(device)[None],
-        of_head=of_head.to(device), head_columns=columns[:, planned:], beyond=pass_.beyond[-1][None].to(device),
+        of_head=of_head.to(device), head_columns=columns[:, planned:], beyond=pass_.beyond[-1][None],
     )  # fmt: skip
     found = [Measured("weights", (changed,), ("",)), *audits.anchored(kept.exp_avg.to(device), own, adam, profile.steps, profile.audit.group_min)]
     found = [_at_step(kept, profile, m) for m in found]
     if last:
-        found += [Measured(PREFIX + m.name, m.values, m.where) for m in result_statistics(kept.claims.loss, pass_.losses[-1], kept.claims.logits, pass_.logits)]
+        found += [Measured(PREFIX + m.name, m.values, m.where) for m in result_statistics(kept.claims.loss, float(pass_.losses[-1]), kept.claims.logits, pass_.logits.cpu())]
     return found
 
 

@@ -102,14 +102,14 @@ def _make_tap(module: nn.Module, leaf: str, spec: ParameterSpec, index: torch.Te
 
 
 class ColumnTaps:
-    """Hooks on a model; active inside `with`. Set `indicator` before each micro-batch; `columns` collects (parts, c + h): those of
-    the plan, then those of `of_head` (h,), which indexes the sample's coordinates in the head."""
+    """Hooks on a model; active inside `with taps.of(parts)`, once for every step. Set `indicator` before each micro-batch; `columns` collects
+    (parts, c + h): those of the plan, then those of `of_head` (h,), which indexes the sample's coordinates in the head."""
 
-    def __init__(self, model: nn.Module, layout: Layout, sample: Sample, plan: ColumnPlan, parts: int, device: str, of_head: torch.Tensor | None = None) -> None:
-        self._model, self._device = model, device
+    def __init__(self, model: nn.Module, layout: Layout, sample: Sample, plan: ColumnPlan, device: str, of_head: torch.Tensor | None = None) -> None:
+        self._device = device
         planned, more = len(plan), 0 if of_head is None else len(of_head)
-        self.columns = torch.zeros(parts, planned + more, dtype=torch.float32, device=device)
-        self.indicator = torch.zeros(parts, 0, device=device)
+        self._width = planned + more
+        self.columns = self.indicator = torch.zeros(0, self._width, device=device)
         chosen = plan.chosen if of_head is None else torch.cat([plan.chosen, of_head])
         index, specs = sample.index[chosen].to(device), {s.name: s for s in layout.specs}  # one upload, and not one for every tap
         self._taps: dict[nn.Module, list[_Tap]] = {}
@@ -117,16 +117,18 @@ class ColumnTaps:
             self._taps.setdefault(module, []).append(_make_tap(module, leaf, specs[name], index, plan.slices[name]))
         if of_head is not None and (found := head_of(model, layout)):
             self._taps[found[0]] = [_make_tap(found[0], "weight", found[1], index, (planned, planned + more))]
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._deaf = False
 
-    def __enter__(self) -> ColumnTaps:
-        self._handles = [module.register_forward_hook(self._on_forward) for module in self._taps]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
+    @contextlib.contextmanager
+    def of(self, parts: int) -> Iterator[ColumnTaps]:
+        """Collect the columns of a step that has `parts`, in a tensor of its own."""
+        self.columns = torch.zeros(parts, self._width, device=self._device)
+        handles = [module.register_forward_hook(self._on_forward) for module in self._taps]
+        try:
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
 
     @contextlib.contextmanager
     def deaf(self) -> Iterator[None]:

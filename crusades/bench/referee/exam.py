@@ -23,6 +23,7 @@ from crusades.bench.referee.draft import Draft, draw_exam
 from crusades.bench.referee.layout import Sample
 from crusades.bench.referee.loss import losses
 from crusades.bench.referee.measured import Expected
+from crusades.bench.referee.memory import host_buffer
 from crusades.bench.referee.models import Reference
 from crusades.bench.referee.softmax import BeyondMoments
 from crusades.hparams import Profile
@@ -42,6 +43,8 @@ class Exam(Draft):
     """(R, parts, c) float32: each part's share of `gradient` at the chosen coordinates."""
     beyond: torch.Tensor
     """(R, n) float32: the part of `gradient` that moments of the output layer's rows do not make (`softmax.py`)."""
+    standings: torch.Tensor
+    """(R, n) uint8: `standing` of each step, so that no run has to wait for it."""
     losses: tuple[float, ...]
     logits: torch.Tensor
     """(rows, columns) float32 of the last step; zeros when the reference did not take it."""
@@ -73,7 +76,7 @@ def expected_of(exam: Exam, device: str) -> Expected:
     return Expected(
         weights=exam.weights.to(device), exp_avg_sq=exam.exp_avg_sq.to(device) if exam.whole else None, gradient=exam.gradient.to(device),
         columns=exam.columns.to(device), chosen=exam.plan.chosen.to(device), families=exam.parts[0].families, part_names=exam.parts[0].names,
-        groups=groups_of(exam.sample, device), standing=torch.stack([exam.standing(step) for step in range(len(exam.gradient))]).to(device), beyond=exam.beyond.to(device),
+        groups=groups_of(exam.sample, device), standing=exam.standings.to(device), beyond=exam.beyond.to(device),
     )  # fmt: skip
 
 
@@ -95,24 +98,41 @@ def prepare_exams(reference: Reference, corpus: Corpus, profile: Profile, initia
 
 
 def _answered(draft: Draft, reference: Reference, profile: Profile, initial: torch.Tensor) -> Exam:
+    """Nothing in here waits for the device before the last lines: it is given one step while it computes another."""
     started = time.monotonic()
     reference.restore(initial)
     pass_ = ReferencePass(reference, profile, draft)
-    for step, parts_of_step in enumerate(draft.parts):
-        pass_.step(draft.batches[step], parts_of_step, last=step == profile.steps - 1)
+    batches, parts = torch.from_numpy(draft.batches).to(reference.device), [parts_of_step.on(reference.device) for parts_of_step in draft.parts]
+    for step, parts_of_step in enumerate(parts):
+        pass_.step(batches[step], parts_of_step, last=step == profile.steps - 1)
+    kept = (pass_.weights, pass_.exp_avg_sq, pass_.gradients, pass_.columns, pass_.beyond)
+    weights, exp_avg_sq, gradient, columns, beyond = (_on_host(rows, reference.device) for rows in kept)
+    standings = torch.stack([draft.standing(step) for step in range(len(parts))])
+    losses = tuple(torch.stack(pass_.losses).tolist())
+    reference.wait()
     return Exam(
-        **vars(draft), weights=torch.stack(pass_.weights), exp_avg_sq=torch.stack(pass_.exp_avg_sq), gradient=torch.stack(pass_.gradients),
-        columns=torch.stack(pass_.columns), beyond=torch.stack(pass_.beyond), losses=tuple(pass_.losses), logits=pass_.logits, seconds=time.monotonic() - started,
+        **vars(draft), weights=weights, exp_avg_sq=exp_avg_sq, gradient=gradient, columns=columns, beyond=beyond, standings=standings,
+        losses=losses, logits=pass_.logits.cpu(), seconds=time.monotonic() - started,
     )  # fmt: skip
 
 
+def _on_host(rows: list[torch.Tensor], device: str) -> torch.Tensor:
+    """`rows` one above the other; not to be read before `Reference.wait`. Half a gigabyte of columns comes and goes in hundredths of
+    a second from memory that the driver knows, in tenths from any other, and every run of every submission needs them."""
+    host = host_buffer(len(rows) * rows[0].numel(), rows[0].dtype, device, "what an exam keeps").view(len(rows), *rows[0].shape)
+    for row, into in zip(rows, host, strict=True):
+        into.copy_(row, non_blocking=True)
+    return host
+
+
 class ReferencePass:
-    """Micro-batched AdamW training, from the weights that stand in the shared memory, that keeps samples only."""
+    """Micro-batched AdamW training, from the weights that stand in the shared memory, that keeps samples only: a row a step, on the device."""
 
     def __init__(self, reference: Reference, profile: Profile, draft: Draft) -> None:
         self._reference, self._profile, self._sample, self._plan = reference, profile, draft.sample, draft.plan
         self._index = draft.sample.index.to(reference.device)
-        self._rows, self._columns_at = draft.logit_rows, draft.logit_columns.to(reference.device)
+        self._local = [self._index[a:b] - spec.offset for spec, (a, b) in zip(reference.layout.specs, draft.sample.bounds, strict=True)]
+        self._rows, self._columns_at = draft.logit_rows.to(reference.device), draft.logit_columns.to(reference.device)
         parameters = list(reference.model.parameters())
         self._optimizer = make_optimizer(parameters, optimizer_settings(profile))
         first, second = (reference.layout.views(m) for m in (reference.memory.exp_avg, reference.memory.exp_avg_sq))
@@ -124,38 +144,47 @@ class ReferencePass:
         self.gradients: list[torch.Tensor] = []
         self.columns: list[torch.Tensor] = []
         self.beyond: list[torch.Tensor] = []
-        self.losses: list[float] = []
-        self.logits = torch.zeros(len(draft.logit_rows), len(draft.logit_columns))
+        self.losses: list[torch.Tensor] = []
+        self.logits = torch.zeros(len(draft.logit_rows), len(draft.logit_columns), device=reference.device)
+
+    @functools.cached_property
+    def _taps(self) -> ColumnTaps:
+        """Those of every step that asks for no more than the plan: to make them takes as long as a few layers."""
+        return self._tapped(None)
+
+    def _tapped(self, of_head: torch.Tensor | None) -> ColumnTaps:
+        return ColumnTaps(self._reference.model, self._reference.layout, self._sample, self._plan, self._reference.device, of_head)
 
     def _read(self, flat: torch.Tensor) -> torch.Tensor:
-        return flat[self._index].cpu()
+        return flat[self._index]
 
-    def step(self, batch: np.ndarray, parts: Parts, *, last: bool) -> None:
+    def step(self, batch: np.ndarray | torch.Tensor, parts: Parts, *, last: bool) -> None:
         """One optimizer step over `batch` (batch, sequence)."""
         gradient, columns = self.gradient(batch, parts, last=last)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        self.gradients.append(gradient.cpu())
-        self.columns.append(columns.cpu())
+        self.gradients.append(gradient)
+        self.columns.append(columns)
         self.weights.append(self._read(self._reference.memory.weights))
         self.exp_avg_sq.append(self._read(self._reference.memory.exp_avg_sq))
 
-    def gradient(self, batch: np.ndarray, parts: Parts, *, last: bool = False, of_head: torch.Tensor | None = None,
+    def gradient(self, batch: np.ndarray | torch.Tensor, parts: Parts, *, last: bool = False, of_head: torch.Tensor | None = None,
                  meanwhile: Callable[[], object] = lambda: None) -> tuple[torch.Tensor, torch.Tensor]:
         """Sampled gradient (n,) and columns (parts, c + h) of one batch at the present weights, in micro-batches, with taps on; on
         the device. `of_head` (h,) names more coordinates of the sample, all in the head, that are to have columns;
         `meanwhile` is called when all that this needs is on the device, before it begins to compute.
         """
         reference, size = self._reference, self._profile.audit.micro_batch
-        tokens, parts = torch.from_numpy(batch).to(reference.device), parts.on(reference.device)
+        tokens, parts = torch.as_tensor(batch, device=reference.device), parts.on(reference.device)
         loss = torch.zeros((), device=reference.device)
-        moments = BeyondMoments(reference, self._index, self._sample.bounds)
-        with ColumnTaps(reference.model, reference.layout, self._sample, self._plan, len(parts.names), reference.device, of_head) as taps, moments:
+        moments = BeyondMoments(reference, self._local, self._sample.bounds)
+        taps = self._taps if of_head is None else self._tapped(of_head)
+        with taps.of(len(parts.names)), moments:
             meanwhile()
             for start in range(0, len(tokens), size):
                 loss += self._micro_batch(tokens, slice(start, min(start + size, len(tokens))), parts, taps, moments, last)
-        self.losses.append(loss.item())
-        self.beyond.append(moments.found.cpu())
+        self.losses.append(loss)
+        self.beyond.append(moments.found)
         return self._sampled_gradient(), taps.columns
 
     def _micro_batch(self, tokens: torch.Tensor, rows: slice, parts: Parts, taps: ColumnTaps, moments: BeyondMoments, last: bool) -> torch.Tensor:
@@ -172,14 +201,15 @@ class ReferencePass:
         return loss.detach()
 
     def _keep_logits(self, logits: torch.Tensor, rows: slice) -> None:
-        width = logits.shape[1]
-        inside = (self._rows >= rows.start * width) & (self._rows < rows.stop * width)
-        local = (self._rows[inside] - rows.start * width).to(logits.device)
-        self.logits[inside] = logits.flatten(0, 1)[local][:, self._columns_at].float().cpu()
+        local = self._rows - rows.start * logits.shape[1]
+        flat = logits.flatten(0, 1)
+        inside = (local >= 0) & (local < len(flat))
+        shown = flat[local.clamp(0, len(flat) - 1)][:, self._columns_at].float()
+        self.logits = torch.where(inside[:, None], shown, self.logits)
 
     def _sampled_gradient(self) -> torch.Tensor:
         got = torch.empty(len(self._sample), device=self._reference.device)
-        for spec, (a, b), parameter in zip(self._reference.layout.specs, self._sample.bounds, self._reference.model.parameters(), strict=True):
+        for local, (a, b), parameter in zip(self._local, self._sample.bounds, self._reference.model.parameters(), strict=True):
             assert parameter.grad is not None
-            got[a:b] = parameter.grad.flatten()[self._index[a:b] - spec.offset].float()
+            got[a:b] = parameter.grad.flatten()[local]
         return got

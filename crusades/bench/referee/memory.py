@@ -164,8 +164,8 @@ class _PinnedPages(mmap.mmap):
             runtime.cudaHostUnregister(address)  # at the end of the process the driver may be gone, and all with it
 
 
-def host_buffer(elements: int, dtype: torch.dtype, device: str) -> torch.Tensor:
-    """Host memory for a copy of one segment; pinned where `device` is a card.
+def host_buffer(elements: int, dtype: torch.dtype, device: str, what: str = "a copy of the weights") -> torch.Tensor:
+    """Host memory for `what`; pinned where `device` is a card.
 
     torch's own pinned memory comes in powers of two and in pages of 4 KiB: 6.2 GB take 8.6 GB, and seven seconds for every
     buffer. Raises DeviceFault when the machine has no room for it, or the driver will not pin it.
@@ -173,11 +173,11 @@ def host_buffer(elements: int, dtype: torch.dtype, device: str) -> torch.Tensor:
     if device != "cuda":
         return torch.empty(elements, dtype=dtype)
     nbytes = elements * dtype.itemsize
-    _refuse_the_last(nbytes, available_memory())
+    _refuse_the_last(nbytes, available_memory(), what)
     try:
         pages = _PinnedPages(-1, -(-nbytes // CUDA_GRANULE) * CUDA_GRANULE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
-        raise DeviceFault(f"{nbytes / 1e9:.1f} GB of host memory for a copy of the weights cannot be had: {error.strerror}") from error
+        raise DeviceFault(f"{nbytes / 1e9:.1f} GB of host memory for {what} cannot be had: {error.strerror}") from error
     for advice in (mmap.MADV_HUGEPAGE, mmap.MADV_DONTFORK):  # few large pages; none copied when a process forks
         with contextlib.suppress(OSError):  # a kernel that knows no such advice: slower, nothing else
             pages.madvise(advice)
@@ -194,13 +194,13 @@ def available_memory(meminfo: Path = Path("/proc/meminfo")) -> int:
     return 1024 * int(found[1])
 
 
-def _refuse_the_last(nbytes: int, available: int) -> None:
+def _refuse_the_last(nbytes: int, available: int, what: str) -> None:
     """Pinned memory is taken at once and never given back: better no slot than a kernel that chooses whom to kill. Raises DeviceFault."""
     if available < nbytes + LEFT_OVER:
         raise DeviceFault(
-            f"{nbytes / 1e9:.1f} GB of host memory for a copy of the weights cannot be had: {available / 1e9:.1f} GB are available, of which "
-            f"{LEFT_OVER / 1e9:.1f} are left for everything else. Every slot pins one copy for each set of exams and one for each of audit.anchored_runs: "
-            "give the machine more memory, stop what else uses it, or run fewer slots here")
+            f"{nbytes / 1e9:.1f} GB of host memory for {what} cannot be had: {available / 1e9:.1f} GB are available, of which "
+            f"{LEFT_OVER / 1e9:.1f} are left for everything else. Every slot pins a copy of the weights for each set of exams and for each of audit.anchored_runs, "
+            "and what it keeps of each exam: give the machine more memory, stop what else uses it, or run fewer slots here")
 
 
 def _refuse_what_is_not_there(nbytes: int, available: int) -> None:

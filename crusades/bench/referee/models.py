@@ -60,13 +60,13 @@ class Reference:
         """Everything zero: weights, moments, and what lies between them; done when this returns."""
         self.abandon_restore()
         self.memory.clear()
-        self._wait()
+        self.wait()
 
     def restore(self, initial: torch.Tensor | None = None) -> None:
         """Initial weights back, moments zero, and nothing between the segments; done when this returns."""
         self.abandon_restore()
         self._write(self.initial if initial is None else initial)
-        self._wait()
+        self.wait()
 
     def begin_restore(self, initial: torch.Tensor | None = None) -> None:
         """Begin what `restore` does, beside what the device does until `finish_restore`: nothing that needs the shared memory."""
@@ -86,7 +86,8 @@ class Reference:
         self._begun = None
         self._beside.finish()
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Until all that the device was asked for is done."""
         if self.device == "cuda":
             torch.cuda.synchronize()
 

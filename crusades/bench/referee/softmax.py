@@ -29,12 +29,13 @@ class BeyondMoments:
     """What δ makes of the sampled gradient of the last layers' matrices; active inside `with`. Call `add` between a micro-batch's forward
     and backward pass; `found` (n,) float32 adds up, 0 at all other coordinates and where the output layer is no matrix."""
 
-    def __init__(self, reference: Reference, index: torch.Tensor, bounds: tuple[tuple[int, int], ...]) -> None:
-        self.found = torch.zeros(len(index), device=reference.device)
+    def __init__(self, reference: Reference, local: list[torch.Tensor], bounds: tuple[tuple[int, int], ...]) -> None:
+        """`local`: the sampled coordinates of each parameter, in itself; `bounds`: where they stand in the sample."""
+        self.found = torch.zeros(bounds[-1][1], device=reference.device)
         head, first = head_of(reference.model, reference.layout), reference.layers - max(1, reference.layers // DEPTH)
         self._head = head[0] if head else None
-        named = zip(reference.layout.specs, bounds, reference.model.parameters(), strict=True)
-        self._followed = [(p, index[a:b] - s.offset, slice(a, b)) for s, (a, b), p in named if p.dim() == 2 and first <= layer_of(s.name, reference.layers) < reference.layers]
+        named = zip(reference.layout.specs, bounds, local, reference.model.parameters(), strict=True)
+        self._followed = [(p, at, slice(a, b)) for s, (a, b), at, p in named if p.dim() == 2 and first <= layer_of(s.name, reference.layers) < reference.layers]
         self._hidden = torch.zeros(0)
         self._handle: torch.utils.hooks.RemovableHandle | None = None
 
