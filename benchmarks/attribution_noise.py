@@ -69,7 +69,7 @@ class Probe(Lab):
 
     def probe(self, step, g, expected):
         even = audits._even(expected)[0]
-        standing = self.exam.standing(step).to(g.device)
+        standing = self.exam.standings[step].to(g.device)
         masks = {"seen": standing == SEEN, "unseen": standing == UNSEEN, "before": standing == BEFORE, "body": standing == BODY, "all": standing >= 0}
         found = {"step": step + 1, "groups": groups(g[0] * even, expected.gradient[0] * even, masks)}
         weight = even[expected.chosen]

@@ -69,7 +69,6 @@ def main() -> None:
         reader.read(row)
     print(f"{sorted(reader.read_seconds)[len(reader.read_seconds) // 2]:8.4f} s  a read", flush=True)
     expected = timed("what is expected, to the device", expected_of, exam, given.device)
-    timed("where the coordinates stand", exam.standing, profile.steps - 1, repeat=2)
     timed("audit", audits.audit, reader.result(), expected, adam, profile.audit.group_min, repeat=2)
     anchors(timed, given.device, reference, profile, exam, initial)
     if given.kernels:

@@ -41,7 +41,7 @@ def test_a_kernel_that_does_not_say_is_a_clear_error(tmp_path):
 
 def test_a_copy_of_the_weights_that_would_take_the_hosts_last_memory_is_refused_with_both_numbers():
     memory._refuse_the_last(6 * GB, 6 * GB + memory.LEFT_OVER, "a copy of the weights")
-    with pytest.raises(DeviceFault, match=r"6\.0 GB of host memory .*: 10\.0 GB are available, of which 4\.3 are left .* fewer slots"):
+    with pytest.raises(DeviceFault, match=r"6\.0 GB of host memory for a copy of the weights .*: 10\.0 GB are available, of which 4\.3 are left .* fewer slots"):
         memory._refuse_the_last(6 * GB, 10 * GB, "a copy of the weights")
 
 

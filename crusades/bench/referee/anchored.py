@@ -69,7 +69,7 @@ def compare_here(kept: Kept, reference: Reference, profile: Profile, adam: Adam,
     pass_ = ReferencePass(reference, profile, exam)
     changed = audits.share(pass_.weights[0].cpu() != kept.read)
     parts = fine_parts(exam, kept.step, profile)
-    standing = exam.standing(kept.step)
+    standing = exam.standings[kept.step]
     of_head = unseen_of_head(exam, reference, standing)
     gradient, columns = pass_.gradient(exam.batches[kept.step], parts, last=last, of_head=of_head, meanwhile=meanwhile)
     reference.model.zero_grad(set_to_none=True)

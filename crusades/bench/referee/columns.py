@@ -120,12 +120,12 @@ class ColumnTaps:
         self._deaf = False
 
     @contextlib.contextmanager
-    def of(self, parts: int) -> Iterator[ColumnTaps]:
+    def of(self, parts: int) -> Iterator[None]:
         """Collect the columns of a step that has `parts`, in a tensor of its own."""
         self.columns = torch.zeros(parts, self._width, device=self._device)
         handles = [module.register_forward_hook(self._on_forward) for module in self._taps]
         try:
-            yield self
+            yield
         finally:
             for handle in handles:
                 handle.remove()

@@ -29,17 +29,8 @@ class Draft:
     """Of each of the R steps."""
     logit_rows: torch.Tensor
     logit_columns: torch.Tensor
-    rows: torch.Tensor
-    """int64 (n,): the token whose row of embedding or head a coordinate is in, or −1."""
-
-    def standing(self, step: int) -> torch.Tensor:
-        """uint8 (n,): where the coordinates stand in `step` (0-based), as `measured.Expected` has it."""
-        tokens, before = (torch.from_numpy(batches).flatten() for batches in (self.batches[step], self.batches[:step]))
-        of_token = torch.full((1 + int(max(self.rows.max(), self.batches.max())),), UNSEEN, dtype=torch.uint8)
-        of_token[before], of_token[tokens] = BEFORE, SEEN
-        found, inside = torch.full((len(self.rows),), BODY, dtype=torch.uint8), self.rows >= 0
-        found[inside] = of_token[self.rows[inside]]
-        return found
+    standings: torch.Tensor
+    """uint8 (S, n): where the coordinates stand in each step, as `measured.Expected` has it."""
 
 
 def draw_exam(reference: Reference, corpus: Corpus, profile: Profile, seed: bytes) -> Draft:
@@ -54,5 +45,17 @@ def draw_exam(reference: Reference, corpus: Corpus, profile: Profile, seed: byte
         parts=tuple(with_tokens(draw_parts(profile.batch_size, positions, audit.cells, dice), audit.tokens, single) for _ in range(min(audit.reference_steps, steps))),
         logit_rows=in_order(dice.permutation(profile.batch_size * positions)[: audit.logit_positions]),
         logit_columns=in_order(dice.permutation(reference.vocabulary)[: audit.logit_columns]),
-        rows=vocabulary_rows(reference.layout, sample, reference.vocabulary),
+        standings=_standings(batches, vocabulary_rows(reference.layout, sample, reference.vocabulary)),
     )  # fmt: skip
+
+
+def _standings(batches: np.ndarray, rows: torch.Tensor) -> torch.Tensor:
+    """By the tokens of every step's batch, and of those before it; `rows` (n,) are the tokens whose rows of embedding or head the
+    coordinates are in, or −1."""
+    found, inside = torch.full((len(batches), len(rows)), BODY, dtype=torch.uint8), rows >= 0
+    of_token = torch.full((1 + int(max(rows.max(), batches.max())),), UNSEEN, dtype=torch.uint8)
+    for stands, tokens in zip(found, torch.from_numpy(batches).flatten(1), strict=True):
+        of_token[tokens] = SEEN
+        stands[inside] = of_token[rows[inside]]
+        of_token[tokens] = BEFORE
+    return found

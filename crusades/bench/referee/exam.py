@@ -43,8 +43,6 @@ class Exam(Draft):
     """(R, parts, c) float32: each part's share of `gradient` at the chosen coordinates."""
     beyond: torch.Tensor
     """(R, n) float32: the part of `gradient` that moments of the output layer's rows do not make (`softmax.py`)."""
-    standings: torch.Tensor
-    """(R, n) uint8: `standing` of each step, so that no run has to wait for it."""
     losses: tuple[float, ...]
     logits: torch.Tensor
     """(rows, columns) float32 of the last step; zeros when the reference did not take it."""
@@ -76,7 +74,7 @@ def expected_of(exam: Exam, device: str) -> Expected:
     return Expected(
         weights=exam.weights.to(device), exp_avg_sq=exam.exp_avg_sq.to(device) if exam.whole else None, gradient=exam.gradient.to(device),
         columns=exam.columns.to(device), chosen=exam.plan.chosen.to(device), families=exam.parts[0].families, part_names=exam.parts[0].names,
-        groups=groups_of(exam.sample, device), standing=exam.standings.to(device), beyond=exam.beyond.to(device),
+        groups=groups_of(exam.sample, device), standing=exam.standings[: len(exam.gradient)].to(device), beyond=exam.beyond.to(device),
     )  # fmt: skip
 
 
@@ -107,12 +105,10 @@ def _answered(draft: Draft, reference: Reference, profile: Profile, initial: tor
         pass_.step(batches[step], parts_of_step, last=step == profile.steps - 1)
     kept = (pass_.weights, pass_.exp_avg_sq, pass_.gradients, pass_.columns, pass_.beyond)
     weights, exp_avg_sq, gradient, columns, beyond = (_on_host(rows, reference.device) for rows in kept)
-    standings = torch.stack([draft.standing(step) for step in range(len(parts))])
-    losses = tuple(torch.stack(pass_.losses).tolist())
     reference.wait()
     return Exam(
-        **vars(draft), weights=weights, exp_avg_sq=exp_avg_sq, gradient=gradient, columns=columns, beyond=beyond, standings=standings,
-        losses=losses, logits=pass_.logits.cpu(), seconds=time.monotonic() - started,
+        **vars(draft), weights=weights, exp_avg_sq=exp_avg_sq, gradient=gradient, columns=columns, beyond=beyond,
+        losses=tuple(torch.stack(pass_.losses).tolist()), logits=pass_.logits.cpu(), seconds=time.monotonic() - started,
     )  # fmt: skip
 
 
