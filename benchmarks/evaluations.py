@@ -8,7 +8,7 @@ the spread of the score, how many evaluations were so uneven that they were made
 result, the audit), `beyond_own_percent` all time of the judge's own on the device (exams, loading, around runs, reads and copies
 in them, anchored steps, cleaning up) over all time of the submissions' own (their warm-ups and timed runs), and the same for a
 queue of eight, which shares the exams that were prepared; `wall_beyond_own_percent` is all that passed from the first sandbox's
-start to the last verdict, whatever the device did, over the submissions' own.
+start to the last verdict, whatever the device did, over the submissions' own; `telemetry_median` what the card was like in scored runs.
 """
 
 from __future__ import annotations
@@ -92,6 +92,7 @@ def summary(config: BenchConfig, orders: dict[str, list[float]], verdicts: list[
         **(share := judges_share(orders, verdicts)), "wall_beyond_own_percent": 100 * (measured["wall_s"] / share["own_s"] - 1), "score_mfu": scores,
         "score_cv_percent": 100 * statistics.stdev(scores) / statistics.mean(scores) if len(scores) > 1 else None,
         "nearest_limit": [nearest_limit(v) for v in verdicts],
+        "telemetry_median": {name: statistics.median(r.telemetry[name] for r in runs if name in r.telemetry) for name in sorted({name for r in runs for name in r.telemetry})},
         "runs": [[{name: getattr(r, name) for name in RECORDED} for r in v.runs] for v in verdicts],
     }  # fmt: skip
 
