@@ -217,6 +217,15 @@ def test_a_failure_does_not_take_the_place_of_what_was_measured(calibrate, log):
     assert [r.error for r in cal.read_results(log)] == [""] * len(FEW)
 
 
+def test_a_variant_that_finds_nothing_to_do_is_told_and_no_result_of_the_population(calibrate, log, tmp_path, monkeypatch):
+    idle = Variant("leaves out what it may", "shortcut", Recipe(adaptive=True), "directions", 0.1, "least visible")
+    monkeypatch.setattr(cal, "everything", lambda *_, **__: [*FEW, idle])
+    calibrate()
+    told = {r.variant: r.error for r in cal.read_results(log)}
+    assert told == {v.name: "" for v in FEW} | {idle.name: "Inapplicable: it found nothing that it could leave out"}
+    assert f"- {idle.name} (exam 0): Inapplicable" in (tmp_path / "out" / "report.md").read_text()
+
+
 def forget(log, *settings):
     """As if the results were from before there were these."""
     first, *others = log.read_bytes().splitlines(keepends=True)

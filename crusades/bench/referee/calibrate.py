@@ -29,7 +29,7 @@ from crusades.bench.referee.lab import Lab, State, copies_for
 from crusades.bench.referee.layout import Layout, layer_of, layout_of
 from crusades.bench.referee.limits import Result
 from crusades.bench.referee.models import Reference, load_reference, read_config
-from crusades.bench.referee.recipe import SIZES, Recipe, Variant
+from crusades.bench.referee.recipe import SIZES, Inapplicable, Recipe, Variant
 from crusades.bench.referee.statistic import PREFIX
 from crusades.bench.referee.variants import everything
 from crusades.bench.referee.variants_attacks import set_sequence_length
@@ -315,7 +315,7 @@ def _measure(lab: Lab, variant: Variant, number: int) -> Result:
     common: dict[str, Any] = {"variant": variant.name, "population": variant.population, "dimension": variant.dimension, "work": variant.work, "choice": variant.choice, "exam": number}
     try:
         measured, seconds = lab.measure(variant.recipe)
-    except (RuntimeError, torch.OutOfMemoryError, NotImplementedError) as error:  # a back-end this card lacks, or too little memory: reported
+    except (RuntimeError, Inapplicable) as error:  # a back-end this card lacks, too little memory, or nothing for this recipe to do: reported
         told = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
     else:
         statistics = {m.name: [float(f"{v:.6g}") if v == v and abs(v) != float("inf") else None for v in m.values] for m in measured}

@@ -32,7 +32,7 @@ from crusades.bench.referee.layout import layer_of
 from crusades.bench.referee.memory import host_buffer
 from crusades.bench.referee.models import Reference
 from crusades.bench.referee.reads import Reader
-from crusades.bench.referee.recipe import Recipe
+from crusades.bench.referee.recipe import Inapplicable, Recipe
 from crusades.errors import ConfigError
 from crusades.hparams import Profile
 
@@ -123,7 +123,7 @@ class Lab:
         train = self._train_submission if recipe.submission else self._train
         loss, logits = train(recipe, optimizer, reader)
         if recipe.adaptive and not self.left_out:
-            raise NotImplementedError("it found nothing that it could leave out")
+            raise Inapplicable("it found nothing that it could leave out")
         seconds = time.monotonic() - started - sum(reader.off(row) + reader.excess[row] for row in range(1, self.profile.steps + 1))
         adam = audits.Adam(**optimizer_settings(self.profile))
         measured = audits.audit(reader.result(), expected_of(self.exam, self.reference.device), adam, self.profile.audit.group_min)
@@ -317,7 +317,7 @@ class Lab:
             for name, child in owner.named_children():
                 if isinstance(child, nn.ModuleList) and len(child) == self.reference.layers:
                     return owner, name, child
-        raise NotImplementedError("this architecture keeps its blocks in no list")
+        raise Inapplicable("this architecture keeps its blocks in no list")
 
     @contextlib.contextmanager
     def _edited_linears(self, recipe: Recipe) -> Iterator[None]:

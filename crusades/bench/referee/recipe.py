@@ -21,6 +21,10 @@ Backward = Callable[["Lab", int, nn.Linear, torch.Tensor, torch.Tensor], tuple[t
 """(lab, step, module, x (tokens, in), dy (tokens, out)) → (dx or None for the true one, dw), or None for the true backward."""
 
 
+class Inapplicable(Exception):
+    """A recipe for which this exam or this architecture has no use: a result of its own, and no failure of ours."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a variant differs from plain eager training. Steps are 0-based."""
